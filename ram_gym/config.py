@@ -1,0 +1,130 @@
+"""GlimpseConfig: everything that defines a glimpse environment, as one validated, JSON-able value."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Split = Literal["train", "validation", "test"]
+Composition = Literal["add", "overwrite"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+COMPOSITIONS: tuple[Composition, ...] = ("add", "overwrite")
+
+EVALUATION_SCENE_SEED = 2014
+"""The published scene seed: every validation and test scene is drawn with it unless another one is asked for."""
+
+CUSTOM_DATASET = "custom"
+"""What `GlimpseConfig.dataset` says when the images came from the caller and not from a named dataset."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlimpseConfig:
+    """What one glimpse environment is: its images, its scenes, its sensor and its episode length.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a field is out of range; the message names the field, what it must be and what came.
+
+    Example:
+        >>> GlimpseConfig(canvas_size=60, num_clutter=4).canvas_size
+        60
+    """
+
+    dataset: str = "mnist"
+    """Name of the dataset: "digits", "mnist", "fashion-mnist" or "kmnist" ("custom" for the caller's own images)."""
+    data_root: str | None = None
+    """Folder with the datasets as torchvision lays them out; None: $RAM_GYM_DATA, else a per-user cache folder."""
+    split: Split = "train"
+    """Which images are shown: "train", "validation" (the last 10,000 training images of MNIST) or "test"."""
+    canvas_size: int = 28
+    """Side S of the square canvas in pixels; at least the height and the width of the images."""
+    num_clutter: int = 0
+    """Number of clutter pieces: crops of other images of the same split at random places."""
+    clutter_size: int = 8
+    """Side of a clutter piece in pixels; at most the height and the width of the images."""
+    composition: Composition = "add"
+    """How the digit meets the clutter: "add" sums and clips at 255, "overwrite" lets the digit's box replace it."""
+    num_glimpses: int = 6
+    """Number T of glimpses; an episode has exactly T steps, of which the last one answers."""
+    patch_size: int = 8
+    """Side P in pixels of the finest patch, and of every patch after pooling."""
+    num_scales: int = 1
+    """Number K of patches around each location."""
+    scale_factor: int = 2
+    """Each patch is this many times as wide as the one before."""
+    scene_seed: int | None = None
+    """Seed of placement and clutter. None: on "train" a fresh one each episode, else EVALUATION_SCENE_SEED."""
+
+    def __post_init__(self) -> None:
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            if name == "scene_seed" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        if not isinstance(self.dataset, str):
+            raise TypeError(f"dataset must be a name (str), got {type(self.dataset).__name__}")
+        if not isinstance(self.data_root, str | None):
+            raise TypeError(f"data_root must be a folder's path (str) or None, got {self.data_root!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.composition not in COMPOSITIONS:
+            raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {self.composition!r}")
+        if self.scene_seed is not None and self.scene_seed >= 2**63:
+            raise ValueError(f"scene_seed must be below 2**63, got {self.scene_seed}")
+        if self.patch_size**2 * self.block_side(self.num_scales - 1) ** 2 * 255 >= 2**31:
+            raise ValueError(
+                f"patch_size {self.patch_size} at {self.num_scales} scales of factor {self.scale_factor} spans "
+                f"{self.patch_side(self.num_scales - 1)} pixels; use fewer scales or a smaller factor"
+            )
+        if 255 * self.block_side(self.num_scales - 1) ** 2 >= 2**24:
+            raise ValueError(
+                f"num_scales {self.num_scales} with scale_factor {self.scale_factor} sums more pixels than float32 "
+                "holds exactly; use fewer scales or a smaller factor"
+            )
+
+    def block_side(self, scale: int) -> int:
+        """Side in pixels of the square that one value of a patch at `scale` averages."""
+        return self.scale_factor**scale
+
+    def patch_side(self, scale: int) -> int:
+        """Side in canvas pixels of the patch at `scale`."""
+        return self.patch_size * self.block_side(scale)
+
+    @property
+    def fixed_scene_seed(self) -> int | None:
+        """The scene seed that every episode uses, or None where each episode draws a fresh one."""
+        if self.scene_seed is not None or self.split == "train":
+            return self.scene_seed
+        return EVALUATION_SCENE_SEED
+
+    def replace(self, **overrides: Any) -> GlimpseConfig:
+        """A copy with some fields changed.
+
+        Raises:
+            TypeError: an override is no field; the message lists the fields.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(overrides) - set(names))
+        if unknown:
+            raise TypeError(f"unknown argument {', '.join(unknown)}; expected one of {', '.join(names)}")
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict that `json.dumps` takes and `GlimpseConfig(**fields)` gives back."""
+        return dataclasses.asdict(self)
+
+
+_LOWEST = {
+    "canvas_size": 1,
+    "num_clutter": 0,
+    "clutter_size": 1,
+    "num_glimpses": 1,
+    "patch_size": 1,
+    "num_scales": 1,
+    "scale_factor": 2,
+    "scene_seed": 0,
+}

@@ -1,0 +1,235 @@
+"""Labelled images: torchvision's MNIST family, scikit-learn's embedded digits, or the caller's own arrays.
+
+Splits of the MNIST family: the test split is the published one; the last 10,000 training images are "validation" and
+the others "train". Splits of the digits: of every ten images the first six train, the next two validate and the
+last two test.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ram_gym.config import SPLITS
+
+DATA_ROOT_VARIABLE = "RAM_GYM_DATA"
+VALIDATION_SIZE = 10_000
+
+
+class Dataset(NamedTuple):
+    """The labelled images of one split."""
+
+    images: np.ndarray
+    """uint8 (N, C, H, W), read-only."""
+    labels: np.ndarray
+    """int64 (N,) in [0, num_classes), read-only."""
+    num_classes: int
+    """Number L of classes."""
+
+
+class DatasetError(ValueError):
+    """A dataset is not there, or is not what it should be."""
+
+
+class _Source(NamedTuple):
+    torchvision_name: str
+    md5: dict[str, str]  # of the unpacked files, where known
+
+
+# The checksums of torchvision are those of the packed files, which it removes after unpacking.
+_TORCHVISION = {
+    "mnist": _Source(
+        "MNIST",
+        {
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
+    ),
+    "fashion-mnist": _Source(
+        "FashionMNIST",
+        {
+            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+        },
+    ),
+    "kmnist": _Source("KMNIST", {}),
+}
+DATASET_NAMES = ("digits", *_TORCHVISION)
+
+
+def default_data_root() -> Path:
+    """The folder that datasets are looked for in when none is given: $RAM_GYM_DATA, else a per-user cache."""
+    if os.environ.get(DATA_ROOT_VARIABLE):
+        return Path(os.environ[DATA_ROOT_VARIABLE]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "ram_gym"
+
+
+def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike[str] | None = None) -> Dataset:
+    """The labelled images of one split.
+
+    Args:
+        source: one of
+            a name: "digits", "mnist", "fashion-mnist" or "kmnist";
+            a pair (images, labels): images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, uint8, bool or
+            floats in [0, 1]; labels integers (N,) from 0 on; used as they are, whatever the split;
+            a map-style dataset (`len` and integer indexing) of (image, label) pairs, used likewise;
+            a mapping from split names to any of the last two.
+        split: "train", "validation" or "test".
+        data_root: the folder with torchvision's datasets; None: see `default_data_root`. A dataset that is not there
+            is downloaded where there is a network. Only the MNIST family reads it.
+
+    Returns:
+        The split's images and labels. A named dataset is loaded once a process and shared.
+
+    Raises:
+        DatasetError: the name is unknown, the files are missing or damaged, or the arrays do not fit together.
+
+    Example:
+        >>> load_dataset("digits", "test").images.shape
+        (358, 1, 28, 28)
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, str):
+        if source == "digits":
+            return _load_digits(split)
+        if source in _TORCHVISION:
+            root = Path(data_root).expanduser() if data_root is not None else default_data_root()
+            return _load_torchvision(source, split, str(root.absolute()))
+        raise DatasetError(f"dataset must be one of {', '.join(DATASET_NAMES)} or your own images, got {source!r}")
+    if isinstance(source, Mapping):
+        if split not in source:
+            raise DatasetError(f"dataset has no split {split!r}; it has {', '.join(map(str, source))}")
+        source = source[split]
+    if isinstance(source, tuple | list) and len(source) == 2:
+        images, labels = source
+        return _from_arrays(np.asarray(images), np.asarray(labels))
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return _from_pairs(source)
+    raise DatasetError(
+        f"dataset must be one of {', '.join(DATASET_NAMES)}, a pair (images, labels) or a map-style dataset, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _from_pairs(pairs: Any) -> Dataset:
+    images, labels = [], []
+    for index in range(len(pairs)):
+        try:
+            image, label = pairs[index]
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"dataset item {index} must be a pair (image, label): {error}") from error
+        image = np.asarray(image)
+        if images and image.shape != images[0].shape:
+            raise DatasetError(f"image {index} has shape {image.shape}, image 0 {images[0].shape}; make them equal")
+        images.append(image)
+        labels.append(int(label))
+    if not images:
+        raise DatasetError("dataset is empty; expected at least one image")
+    return _from_arrays(np.stack(images), np.asarray(labels))
+
+
+def _from_arrays(images: np.ndarray, labels: np.ndarray) -> Dataset:
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = np.moveaxis(images, 3, 1)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise DatasetError(
+            f"images must be (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, got shape {images.shape}"
+        )
+    if images.dtype == np.bool_:
+        images = images * np.uint8(255)
+    elif np.issubdtype(images.dtype, np.floating):
+        if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+            raise DatasetError("float images must lie in [0, 1]; scale them, or give uint8 in [0, 255]")
+        images = np.rint(images * 255)
+    elif not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or images.max() > 255:
+        raise DatasetError(f"images must be uint8 in [0, 255] or floats in [0, 1], got dtype {images.dtype}")
+    if labels.shape != (len(images),):
+        raise DatasetError(f"labels must have shape ({len(images)},), one an image, got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise DatasetError(f"labels must be integers from 0 on, got dtype {labels.dtype}, least {labels.min()}")
+    return _frozen(images.astype(np.uint8), labels.astype(np.int64), int(labels.max()) + 1)
+
+
+def _frozen(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Dataset:
+    images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    return Dataset(images, labels, num_classes)
+
+
+@functools.cache
+def _load_digits(split: str) -> Dataset:
+    """The 1,797 8x8 digits that scikit-learn ships, resized to 28x28 (bicubic)."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    tenth = np.arange(len(digits.target)) % 10
+    wanted = {"train": tenth < 6, "validation": (tenth == 6) | (tenth == 7), "test": tenth > 7}[split]
+    small = np.rint(digits.images[wanted] * (255 / 16)).astype(np.uint8)
+    images = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
+    return _frozen(np.stack(images)[:, None], digits.target[wanted].astype(np.int64), 10)
+
+
+@functools.cache
+def _load_torchvision(name: str, split: str, root: str) -> Dataset:
+    from torchvision import datasets
+
+    source = _TORCHVISION[name]
+    is_train = split != "test"
+    folder = Path(root) / source.torchvision_name / "raw"
+    loaded = _read_or_download(name, getattr(datasets, source.torchvision_name), root, folder, is_train)
+    images, labels = loaded.data.numpy(), loaded.targets.numpy()
+    expected = 60_000 if is_train else 10_000
+    if images.shape != (expected, 28, 28) or labels.shape != (expected,) or labels.max() > 9:
+        raise _damaged(folder, f"expected {expected} images of 28x28 and as many labels 0 to 9, got {images.shape}")
+    prefix = "train" if is_train else "t10k"
+    for file, md5 in source.md5.items():
+        if file.startswith(prefix) and hashlib.md5((folder / file).read_bytes()).hexdigest() != md5:
+            raise _damaged(folder / file, "its md5 is not the published one")
+    kept = {
+        "train": slice(0, expected - VALIDATION_SIZE),
+        "validation": slice(expected - VALIDATION_SIZE, expected),
+        "test": slice(None),
+    }[split]
+    return _frozen(images[kept, None], labels[kept].astype(np.int64), 10)
+
+
+def _read_or_download(name: str, make: Callable[..., Any], root: str, folder: Path, is_train: bool) -> Any:
+    """The torchvision dataset at `root`, downloaded if it is not there."""
+    try:
+        return make(root, train=is_train, download=False)
+    except RuntimeError as error:
+        if "not found" not in str(error):
+            raise _damaged(folder, str(error)) from error
+    except Exception as error:  # torchvision meets damaged files with whatever error they lead to
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+    try:
+        return make(root, train=is_train, download=True)
+    except Exception as error:
+        command = f'python -c "import ram_gym; ram_gym.load_dataset({name!r}, data_root={root!r})"'
+        raise DatasetError(
+            f"dataset {name!r} is not in {folder} and could not be downloaded ({error}). With a network, fetch it by\n"
+            f"    {command}\n"
+            f"or point data_root (or ${DATA_ROOT_VARIABLE}) at a folder that has it. "
+            "The digits need no files: task digits, RamGym/Digits-v0."
+        ) from error
+
+
+def _damaged(path: Path, why: str) -> DatasetError:
+    return DatasetError(f"{path} is damaged: {why}. Remove it, so that it is downloaded again.")

@@ -1,0 +1,285 @@
+"""GlimpseEnv: one episode at a time, in NumPy."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from ram_gym import scenes
+from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
+from ram_gym.coordinates import clip_locations
+from ram_gym.datasets import Dataset, DatasetError, load_dataset
+from ram_gym.rendering import render_frame
+from ram_gym.retina import Pyramid, build_pyramid, sense
+
+RENDER_FPS = 2
+
+
+class Setup(NamedTuple):
+    """What the single and the vector environment are both built from."""
+
+    config: GlimpseConfig
+    data: Dataset
+    observation_space: spaces.Dict
+    action_space: spaces.Dict
+
+
+def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]) -> Setup:
+    """Validates the arguments of an environment, loads its images and makes its spaces.
+
+    Raises:
+        TypeError: an override is no field of GlimpseConfig, or has the wrong type.
+        ValueError: a field is out of range, or the images do not fit the canvas or the clutter.
+        DatasetError: see `load_dataset`.
+    """
+    if isinstance(dataset, str):
+        overrides = {**overrides, "dataset": dataset}
+        dataset = None
+    elif dataset is not None:
+        overrides = {**overrides, "dataset": CUSTOM_DATASET}
+    config = (config or GlimpseConfig()).replace(**overrides)
+    if dataset is None and config.dataset == CUSTOM_DATASET:
+        raise DatasetError("dataset 'custom' has no files: pass the images as dataset=(images, labels)")
+    data = load_dataset(config.dataset if dataset is None else dataset, config.split, config.data_root)
+    num_images, channels, height, width = data.images.shape
+    if max(height, width) > config.canvas_size:
+        raise ValueError(f"canvas_size must hold images of {height}x{width} pixels, got {config.canvas_size}")
+    if config.num_clutter and config.clutter_size > min(height, width):
+        raise ValueError(f"clutter_size must fit in images of {height}x{width} pixels, got {config.clutter_size}")
+    if config.num_clutter and num_images < 2:
+        raise ValueError("num_clutter needs a second image to cut clutter from; the split has one image")
+    patch = (config.num_scales * channels, config.patch_size, config.patch_size)
+    location = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    observation_space = spaces.Dict({"glimpse": spaces.Box(0.0, 1.0, patch, np.float32), "location": location})
+    action_space = spaces.Dict({"location": location, "label": spaces.Discrete(data.num_classes)})
+    return Setup(config, data, observation_space, action_space)
+
+
+def check_keys(name: str, given: Any, expected: tuple[str, ...], *, required: bool) -> None:
+    """Raises ValueError unless `given` is a dict whose keys are (all, if required, of) the expected ones."""
+    if not hasattr(given, "keys"):
+        raise ValueError(f"{name} must be a dict with keys {', '.join(expected)}, got {type(given).__name__}")
+    unknown = [str(key) for key in given if key not in expected]
+    missing = [key for key in expected if required and key not in given]
+    if unknown or missing:
+        what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
+        raise ValueError(f"{name} must have keys {', '.join(expected)}, got {what}")
+
+
+class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
+    """An image classification game in which the image is hidden and every look costs a step.
+
+    ## Description
+    A scene (an image on a larger canvas, with clutter) is hidden. The agent chooses where to look, gets a small
+    foveated glimpse, and after `num_glimpses` glimpses says what the image shows.
+    Source: Mnih et al. 2014, sections 2 and 3, as a Gymnasium environment.
+
+    ## Observation
+    Dict of `glimpse`, float32 (K * C, P, P) in [0, 1]: K patches of C channels around one location, the finest first,
+    each `scale_factor` times as wide as the one before and average-pooled to P x P; and of `location`, float32 (2,)
+    in [-1, 1]: where that glimpse was taken, x to the right and y down, (-1, -1) the top-left corner.
+
+    ## Action
+    Dict of `location`, float32 (2,): where to look next, clipped to [-1, 1]; and of `label`, an int in [0, L): the
+    answer, which counts at the last step only.
+
+    ## Reward
+    1 at the last step if the label is right, else 0.
+
+    ## Start
+    The first glimpse is taken at a uniformly random location. `reset(options=...)` takes `index` (which image of the
+    split), `scene_seed` (its placement and clutter) and `location` (float (2,), the first one). Without options they
+    follow from the seed: episode e of seed s is the same in the single and the vector environment.
+
+    ## Termination
+    Steps 1 to T - 1 look; step T answers and ends the episode (`terminated`). Its location is ignored and it shows the
+    last glimpse again. Never truncated.
+
+    ## Info
+    Empty, but for the terminal step: `label` (the right one), `prediction` (the one given), `is_success`, `index` and
+    `scene_seed` (which, as reset options, give the same scene again).
+
+    ## Arguments
+    Every field of `GlimpseConfig` by keyword, and `render_mode` (None or "rgb_array"). `dataset` is a name, a pair
+    (images, labels), a map-style dataset, or a mapping from splits to these: see `load_dataset`.
+
+    ## Version history
+    v0: first version.
+
+    Raises:
+        ValueError: from `step` and `reset`, for NaN or infinite locations, wrong shapes, labels out of range and
+            unknown keys. The environment's state is then unchanged.
+        gymnasium.error.ResetNeeded: from `step`, before the first reset and after the last step.
+
+    Example:
+        >>> env = GlimpseEnv(dataset="digits")
+        >>> observation, info = env.reset(seed=0, options={"location": (0.0, 0.0)})
+        >>> observation["glimpse"].shape, observation["location"].tolist()
+        ((1, 8, 8), [0.0, 0.0])
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": RENDER_FPS}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        config: GlimpseConfig | None = None,
+        *,
+        dataset: Any = None,
+        render_mode: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        self.render_mode = render_mode
+        self.config, self._data, self.observation_space, self.action_space = set_up(config, dataset, overrides)
+        self._key: np.ndarray | None = None  # int64 (1,), the seed
+        self._num_episodes = 0  # begun since seeded
+        self._num_steps: int | None = None  # taken in this episode; None where none is running
+        self._index = self._scene_seed = np.zeros(1, np.int64)
+        self._placement: scenes.Placement | None = None
+        self._pyramid: Pyramid = ()
+        self._path: list[np.ndarray] = []  # locations looked at, float32 (2,) each
+        self._prediction: int | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begins an episode. See the class for the options; the observation is the first glimpse, the info empty."""
+        index, scene_seed, location = self._check_options(options or {})
+        super().reset(seed=seed)
+        if seed is not None:
+            self._key, self._num_episodes = np.array([seed], np.int64), 0
+        elif self._key is None:
+            self._key = self.np_random.integers(2**62, size=1)
+        drawn_index, drawn_seed = scenes.episode_scenes(
+            self._key, np.array([self._num_episodes]), len(self._data.images)
+        )
+        fixed = self.config.fixed_scene_seed
+        self._num_episodes += 1
+        self._index = drawn_index if index is None else np.array([index], np.int64)
+        if scene_seed is None:
+            scene_seed = fixed
+        self._scene_seed = drawn_seed if scene_seed is None else np.array([scene_seed], np.int64)
+        keys = scenes.scene_keys(self._index, self._scene_seed, self.config.split)
+        self._placement = scenes.place(self._index, keys, self._data.images.shape, self.config)
+        canvas = scenes.compose(self._data.images, self._index, self._placement, self.config)
+        self._pyramid = build_pyramid(canvas, self.config)
+        self._path = [scenes.first_locations(keys)[0] if location is None else location]
+        self._num_steps, self._prediction = 0, None
+        return self._observe(), {}
+
+    def step(self, action: dict[str, Any]) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Looks at the action's location or, at step T, answers with its label."""
+        if self._num_steps is None:
+            raise gym.error.ResetNeeded("the episode has ended or none has begun: call reset() before step()")
+        check_keys("action", action, ("location", "label"), required=True)
+        location = _check_location("action['location']", action["location"])
+        label = self._check_label(action["label"])
+        self._num_steps += 1
+        if self._num_steps < self.config.num_glimpses:
+            self._path.append(location)
+            return self._observe(), 0.0, False, False, {}
+        self._num_steps, self._prediction = None, label
+        answer = int(self._data.labels[self._index[0]])
+        info = {
+            "label": answer,
+            "prediction": label,
+            "is_success": label == answer,
+            "index": int(self._index[0]),
+            "scene_seed": int(self._scene_seed[0]),
+        }
+        return self._observe(), float(label == answer), True, False, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The canvas with the path and the patches' squares, and the glimpse. uint8 (height, width, 3).
+
+        None where `render_mode` is None.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode: gym.make(..., render_mode='rgb_array')")
+            return None
+        return render_frame(
+            self.canvas, np.stack(self._path), self._observe()["glimpse"], self.config, self._prediction, self.label
+        )
+
+    @property
+    def canvas(self) -> np.ndarray:
+        """The hidden scene, uint8 (C, S, S). For drawing and for bounds: no observation shows it."""
+        self._require_episode()
+        return self._pyramid[0][0, :, 1:-1, 1:-1].copy()
+
+    @property
+    def label(self) -> int:
+        """The hidden scene's right label. For drawing and for bounds."""
+        self._require_episode()
+        return int(self._data.labels[self._index[0]])
+
+    @property
+    def digit_location(self) -> np.ndarray:
+        """The hidden location of the image's centre on the canvas, float32 (2,). For bounds."""
+        self._require_episode()
+        assert self._placement is not None
+        return scenes.digit_locations(self._placement, self._data.images.shape, self.config)[0]
+
+    def _require_episode(self) -> None:
+        if not self._path:
+            raise gym.error.ResetNeeded("no episode has begun: call reset() first")
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        location = self._path[-1].copy()
+        return {"glimpse": sense(self._pyramid, location[None], self.config)[0], "location": location}
+
+    def _check_options(self, options: dict[str, Any]) -> tuple[int | None, int | None, np.ndarray | None]:
+        check_keys("options", options, ("index", "scene_seed", "location"), required=False)
+        index, scene_seed, location = (options.get(key) for key in ("index", "scene_seed", "location"))
+        if index is not None:
+            index = _check_integer("options['index']", index, len(self._data.images))
+        if scene_seed is not None:
+            scene_seed = _check_integer("options['scene_seed']", scene_seed, 2**63)
+        if location is not None:
+            location = _check_location("options['location']", location)
+        return index, scene_seed, location
+
+    def _check_label(self, label: Any) -> int:
+        return _check_integer("action['label']", label, self._data.num_classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process loads a named dataset itself: pickles stay small."""
+        state = self.__dict__.copy()
+        if self.config.dataset != CUSTOM_DATASET:
+            del state["_data"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "_data" not in state:
+            self._data = load_dataset(self.config.dataset, self.config.split, self.config.data_root)
+
+
+def _check_integer(name: str, value: Any, bound: int) -> int:
+    try:
+        number = operator.index(value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}") from None
+    if isinstance(value, bool) or not 0 <= number < bound:
+        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}")
+    return number
+
+
+def _check_location(name: str, value: Any) -> np.ndarray:
+    try:
+        location = np.array(value, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers (x, y) in [-1, 1], got {value!r}") from None
+    if location.shape != (2,):
+        raise ValueError(f"{name} must have shape (2,), (x, y), got shape {location.shape}")
+    if not np.isfinite(location).all():
+        raise ValueError(f"{name} must be finite, got {location.tolist()}")
+    return clip_locations(location)

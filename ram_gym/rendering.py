@@ -1,0 +1,131 @@
+"""Pictures of an episode: the canvas with the path and the patches' squares, and what the agent sees."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ram_gym.config import GlimpseConfig
+from ram_gym.coordinates import location_to_pixel, patch_origins
+
+CANVAS_PIXELS = 420
+"""The drawn canvas is as near to this many pixels wide as a whole number of pixels per canvas pixel allows."""
+_MARGIN, _CAPTION = 12, 34
+_BACKGROUND, _TEXT, _PATH = (24, 26, 32), (230, 232, 238), (255, 196, 64)
+_RIGHT, _WRONG = (96, 220, 120), (255, 96, 96)
+_SCALES = ((72, 202, 255), (186, 120, 255), (255, 120, 190), (255, 160, 90), (160, 230, 90), (120, 150, 255))
+
+
+def render_frame(
+    canvas: np.ndarray,
+    path: np.ndarray,
+    glimpse: np.ndarray,
+    config: GlimpseConfig,
+    prediction: int | None = None,
+    label: int | None = None,
+) -> np.ndarray:
+    """One frame of an episode.
+
+    Args:
+        canvas: uint8 (C, S, S).
+        path: float32 (t, 2), the locations looked at so far, the current one last.
+        glimpse: float32 (K * C, P, P) in [0, 1], taken at the last of them.
+        config: the environment's.
+        prediction: the answer, once given.
+        label: the right answer; shown with the prediction.
+
+    Returns:
+        uint8 (height, width, 3); the same size for every frame of one environment.
+    """
+    from PIL import Image, ImageDraw
+
+    size = config.canvas_size
+    zoom = max(1, round(CANVAS_PIXELS / size))
+    side = size * zoom
+    top, left = _MARGIN + _CAPTION, _MARGIN
+    gap = 8
+    scales = config.num_scales
+    # Patches stand in one column beside the canvas, or in as many as keep them from getting tiny.
+    columns = 1 if scales <= 4 else 2
+    rows = -(-scales // columns)
+    patch_zoom = max(1, min((side - (rows - 1) * gap) // rows, side // 2) // config.patch_size)
+    patch_side = patch_zoom * config.patch_size
+    width = left + side + 2 * _MARGIN + columns * patch_side + (columns - 1) * gap + _MARGIN
+    image = Image.new("RGB", (width, top + side + _MARGIN), _BACKGROUND)
+    draw = ImageDraw.Draw(image)
+
+    image.paste(_picture(canvas, zoom), (left, top))
+    overlay = Image.new("RGBA", (side, side))
+    pen = ImageDraw.Draw(overlay)
+    points = [tuple((location_to_pixel(p, size) * zoom).tolist()) for p in path]
+    for scale in reversed(range(scales)):
+        patch = config.patch_side(scale)
+        x, y = (patch_origins(location_to_pixel(path[-1:], size), patch)[0] * zoom).tolist()
+        box = (x, y, x + patch * zoom - 1, y + patch * zoom - 1)
+        pen.rectangle(box, outline=(*_colour(scale), 255), width=3)
+    if len(points) > 1:
+        pen.line(points, fill=(*_PATH, 255), width=2)
+    for number, (x, y) in enumerate(points):
+        radius = 6 if number == len(points) - 1 else 4
+        fill = _PATH if number == len(points) - 1 else _BACKGROUND
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*fill, 255), outline=_PATH, width=2)
+    image.paste(overlay, (left, top), overlay)
+
+    channels = canvas.shape[0]
+    patches = np.rint(glimpse * 255).astype(np.uint8).reshape(scales, channels, *glimpse.shape[1:])
+    for scale in range(scales):
+        column, row = divmod(scale, rows)
+        x = left + side + 2 * _MARGIN + column * (patch_side + gap)
+        y = top + row * (patch_side + gap)
+        image.paste(_picture(patches[scale], patch_zoom), (x, y))
+        draw.rectangle((x - 3, y - 3, x + patch_side + 2, y + patch_side + 2), outline=_colour(scale), width=3)
+
+    caption, colour = f"glimpse {len(path)} of {config.num_glimpses}", _TEXT
+    if prediction is not None:
+        is_right = prediction == label
+        caption = f"answer {prediction}: right" if is_right else f"answer {prediction}: wrong, it is {label}"
+        colour = _RIGHT if is_right else _WRONG
+    draw.text((left, _MARGIN - 2), caption, fill=colour, font=_font())
+    return np.asarray(image)
+
+
+def save_gif(frames: list[np.ndarray], path: str, milliseconds: int = 500, last_milliseconds: int = 1500) -> None:
+    """Writes frames as an endless GIF; frames that end an episode may be repeated to be seen longer.
+
+    Args:
+        frames: uint8 (height, width, 3), all of one size.
+        path: the file to write.
+        milliseconds: how long each frame is shown.
+        last_milliseconds: how long the last one is shown.
+
+    Raises:
+        ValueError: there are no frames.
+    """
+    from PIL import Image
+
+    if not frames:
+        raise ValueError("frames must hold at least one picture, got none")
+    images = [Image.fromarray(frame).quantize(64, method=Image.Quantize.MEDIANCUT) for frame in frames]
+    durations = [milliseconds] * (len(images) - 1) + [last_milliseconds]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, format="GIF")
+
+
+def _picture(pixels: np.ndarray, zoom: int) -> Any:
+    """uint8 (C, H, W), C 1 or 3, as an RGB image of H * zoom by W * zoom pixels."""
+    from PIL import Image
+
+    rgb = np.broadcast_to(np.moveaxis(pixels, 0, -1), (*pixels.shape[1:], 3))
+    return Image.fromarray(rgb.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def _colour(scale: int) -> tuple[int, int, int]:
+    return _SCALES[scale % len(_SCALES)]
+
+
+@cache
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=22)

@@ -1,0 +1,191 @@
+"""Scenes: which picture an episode shows, as a pure function of (dataset, split, image index, scene seed).
+
+Every random choice is a counter-based hash in 64-bit integer arithmetic, which NumPy and PyTorch compute alike, so
+scene 17 of the test split is the same picture in every environment, batch, device and library. The hash is the output
+function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from array_api_compat import array_namespace, device, is_torch_array
+
+from ram_gym.config import SPLITS, GlimpseConfig
+from ram_gym.coordinates import Array, pixel_to_location
+
+# Draw numbers: what each number drawn for a scene is used for. Those of clutter piece j follow CLUTTER + 5 * j, so a
+# scene with more clutter has the same digit and the same first pieces.
+DIGIT, CLUTTER = 0, 1_000
+LOCATION = 2_000_000_000
+EPISODE_INDEX, EPISODE_SCENE_SEED = 3_000_000_000, 3_000_000_001
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+
+
+def _mix(z: Array) -> Array:
+    """SplitMix64's bijection of 64-bit numbers, held as int64. The masks make arithmetic shifts logical ones."""
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIER_1
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIER_2
+    return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def hash_with(keys: Array, numbers: Array | int) -> Array:
+    """New keys from keys and numbers: int64 (...) and int64 (...) or int -> int64 (...), all 64 bits random."""
+    return _mix(keys + (numbers + 1) * _GOLDEN if not isinstance(numbers, int) else keys + _wrapped(numbers + 1))
+
+
+def _wrapped(count: int) -> int:
+    return _signed((count * _GOLDEN) % 2**64)
+
+
+def draw_integers(keys: Array, draw: Array | int, bound: Array | int) -> Array:
+    """Uniform integers in [0, bound): int64 like `keys`. `bound` is below 2^31; the bias is at most bound / 2^31."""
+    return (((hash_with(keys, draw) >> 33) & (2**31 - 1)) * bound) >> 31
+
+
+def scene_keys(indices: Array, scene_seeds: Array, split: str) -> Array:
+    """The keys that all draws of scenes start from. int64 (N,), int64 (N,) -> int64 (N,)."""
+    return hash_with(hash_with(hash_with(scene_seeds, 0), SPLITS.index(split)), indices)  # type: ignore[arg-type]
+
+
+def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array, Array]:
+    """The image index and the fresh scene seed of each environment's next episode.
+
+    Args:
+        keys: int64 (N,), the environments' seeds.
+        episodes: int64 (N,), how many episodes each has begun since it was seeded.
+        num_images: number of images in the split.
+
+    Returns:
+        indices int64 (N,) in [0, num_images), scene seeds int64 (N,) in [0, 2^31).
+    """
+    keys = hash_with(hash_with(keys, EPISODE_INDEX), episodes)
+    return draw_integers(keys, 0, num_images), draw_integers(keys, EPISODE_SCENE_SEED, 2**31 - 1)
+
+
+def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
+    """Uniformly random first locations of scenes. int64 (N,) -> float32 (N, 2) in [-1, 1).
+
+    Args:
+        keys: int64 (N,), from `scene_keys`.
+        rollout: int or int64 (N,); different rollouts of the same scene begin at different places. Environments
+            use rollout 0.
+    """
+    xp = array_namespace(keys)
+    draws = [(hash_with(keys, LOCATION + 2 * rollout + axis) >> 40) & (2**24 - 1) for axis in (0, 1)]
+    return xp.astype(xp.stack(draws, axis=-1) - 2**23, xp.float32) * 2.0**-23
+
+
+class Placement(NamedTuple):
+    """Where everything of N scenes lies, in pixels; J pieces of clutter. All int64."""
+
+    digit: Array
+    """(N, 2), (x, y) of the image's top-left pixel on the canvas."""
+    clutter_source: Array
+    """(N, J), index of the image each piece is cut from, never the scene's own."""
+    clutter_crop: Array
+    """(N, J, 2), (x, y) of the piece's top-left pixel in its image."""
+    clutter: Array
+    """(N, J, 2), (x, y) of the piece's top-left pixel on the canvas."""
+
+
+def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: GlimpseConfig) -> Placement:
+    """Draws the places of digits and clutter, each uniform over all places that fit, edges included.
+
+    Args:
+        indices: int64 (N,), the images shown.
+        keys: int64 (N,), from `scene_keys`.
+        image_shape: shape (num_images, C, H, W) of the split's images.
+        config: canvas and clutter sizes.
+    """
+    xp = array_namespace(keys)
+    num_images, _, height, width = image_shape
+    size, piece = config.canvas_size, config.clutter_size
+    digit = [draw_integers(keys, DIGIT + axis, size - side + 1) for axis, side in enumerate((width, height))]
+    # One column a piece: its draws are five consecutive numbers.
+    draws = CLUTTER + 5 * xp.arange(config.num_clutter, dtype=xp.int64, device=device(keys))
+    keys = keys[:, None]
+    source = (indices[:, None] + 1 + draw_integers(keys, draws, max(num_images - 1, 1))) % num_images
+    crop = [draw_integers(keys, draws + 1 + axis, side - piece + 1) for axis, side in enumerate((width, height))]
+    clutter = [draw_integers(keys, draws + 3 + axis, size - piece + 1) for axis in (0, 1)]
+    return Placement(xp.stack(digit, axis=-1), source, xp.stack(crop, axis=-1), xp.stack(clutter, axis=-1))
+
+
+def digit_locations(placement: Placement, image_shape: tuple[int, ...], config: GlimpseConfig) -> Array:
+    """Locations of the images' centres, which no observation tells. float32 (N, 2) in [-1, 1]."""
+    xp = array_namespace(placement.digit)
+    pixels = xp.astype(placement.digit, xp.float32)
+    height, width = image_shape[2:]
+    pixels = xp.stack((pixels[:, 0] + width / 2, pixels[:, 1] + height / 2), axis=-1)
+    return pixel_to_location(pixels, config.canvas_size)
+
+
+def compose(images: Array, indices: Array, placement: Placement, config: GlimpseConfig) -> Array:
+    """The scenes' canvases.
+
+    Clutter pieces are summed; the digit is added to them and the sum clipped at 255 (composition "add": clutter may
+    cover the digit), or the digit's box replaces what is under it ("overwrite").
+
+    Args:
+        images: uint8 (num_images, C, H, W), the split's images.
+        indices: int64 (N,), the images shown.
+        placement: from `place`.
+        config: canvas size, clutter size and composition.
+
+    Returns:
+        uint8 (N, C, S, S).
+    """
+    xp = array_namespace(images)
+    _, channels, height, width = images.shape
+    size, piece, num = config.canvas_size, config.clutter_size, indices.shape[0]
+    digits = images[indices]  # (N, C, H, W)
+    if not config.num_clutter and height == width == size:
+        return digits
+    flat = xp.zeros((num, channels * size * size), dtype=xp.int16, device=device(images))
+    if config.num_clutter:
+        crops = _box_indices(placement.clutter_crop, channels, height, width, piece, piece)  # (N, J, C * piece^2)
+        crops = placement.clutter_source[..., None] * (channels * height * width) + crops
+        pieces = xp.astype(xp.reshape(images, (-1,))[crops], xp.int16)
+        places = _box_indices(placement.clutter, channels, size, size, piece, piece)
+        _add_at(flat, xp.reshape(places, (num, -1)), xp.reshape(pieces, (num, -1)))
+    box = _box_indices(placement.digit, channels, size, size, height, width)  # (N, C * H * W)
+    values = xp.astype(xp.reshape(digits, (num, -1)), xp.int16)
+    if config.composition == "add":
+        _add_at(flat, box, values)
+    else:
+        _put_at(flat, box, values)
+    return xp.reshape(xp.astype(xp.clip(flat, 0, 255), xp.uint8), (num, channels, size, size))
+
+
+def _box_indices(origins: Array, channels: int, rows: int, columns: int, height: int, width: int) -> Array:
+    """Flat indices into (channels, rows, columns) arrays of boxes. int64 (..., 2) -> int64 (..., C * height * width)."""
+    xp = array_namespace(origins)
+    y, x, c = (xp.arange(n, dtype=xp.int64, device=device(origins)) for n in (height, width, channels))
+    inside = c[:, None, None] * (rows * columns) + y[:, None] * columns + x  # (C, height, width)
+    return (origins[..., 1] * columns + origins[..., 0])[..., None] + xp.reshape(inside, (-1,))
+
+
+# Scatter has no place in the array API standard yet, so these two are written twice; the parity tests cover both.
+def _add_at(flat: Array, places: Array, values: Array) -> None:
+    """Adds values (N, M) to `flat` (N, L) at places (N, M), in place; repeated places add up."""
+    if is_torch_array(flat):
+        flat.scatter_add_(1, places, values)
+    else:
+        xp = array_namespace(flat)
+        xp.add.at(flat, (xp.arange(flat.shape[0])[:, None], places), values)
+
+
+def _put_at(flat: Array, places: Array, values: Array) -> None:
+    """Writes values (N, M) to `flat` (N, L) at places (N, M), in place; no place is repeated within a row."""
+    if is_torch_array(flat):
+        flat.scatter_(1, places, values)
+    else:
+        array_namespace(flat).put_along_axis(flat, places, values, axis=1)

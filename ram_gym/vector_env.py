@@ -1,0 +1,405 @@
+"""GlimpseVectorEnv: thousands of glimpse environments at once, in PyTorch, on CPU or GPU."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from ram_gym import scenes
+from ram_gym.config import GlimpseConfig
+from ram_gym.coordinates import clip_locations
+from ram_gym.env import RENDER_FPS, check_keys, set_up
+from ram_gym.rendering import render_frame
+from ram_gym.retina import Pyramid, build_pyramid, sense
+
+Output = Literal["numpy", "torch"]
+
+
+class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
+    """N glimpse environments that step together; every lane behaves, bit for bit, like a `GlimpseEnv`.
+
+    ## Description
+    See `GlimpseEnv`. Lane i, seeded with s, plays the episodes that a `GlimpseEnv` seeded with s + i plays. Lanes need
+    not be in step with each other. Made by `gym.make_vec(id, num_envs=...)`.
+
+    ## Observation
+    Dict of `glimpse`, float32 (N, K * C, P, P) in [0, 1], and `location`, float32 (N, 2) in [-1, 1].
+
+    ## Action
+    Dict of `location`, float32 (N, 2), and `label`, integers (N,) in [0, L). Arrays and tensors are both taken.
+
+    ## Reward
+    (N,), 1 where a lane's last step has the right label, else 0; float64 as array, float32 as tensor.
+
+    ## Start
+    `reset(seed=...)` takes an int or N ints. `reset(options=...)` takes `index` and `scene_seed` (an int or N ints),
+    `location` (float (2,) or (N, 2)) and `reset_mask` (bool (N,): only these lanes begin anew).
+
+    ## Termination
+    As `GlimpseEnv`. What follows depends on `autoreset_mode`: NEXT_STEP begins the next episode at the next step, whose
+    action it ignores; SAME_STEP begins it in the same step and hands the ended episode's last observation and info over
+    as `final_obs` and `final_info`; DISABLED waits for `reset`.
+
+    ## Info
+    At steps that end episodes: `label`, `prediction`, `is_success`, `index`, `scene_seed`, each (N,) with a mask
+    (`_label`, ...), zero where the mask is False; under SAME_STEP inside `final_info`, beside `final_obs`, with masks
+    `_final_info` and `_final_obs`. Dense, and never shared with the environment's state.
+
+    ## Arguments
+    num_envs: number N of lanes.
+    config, dataset, and every field of `GlimpseConfig` by keyword: as `GlimpseEnv`.
+    device: where the tensors live: "cpu", "cuda", ...
+    output: "numpy" gives arrays; "torch" gives tensors on `device`, without leaving it.
+    autoreset_mode: a gymnasium AutoresetMode, its name or its value ("NextStep", "SameStep", "Disabled").
+    render_mode: None or "rgb_array"; `render` then gives a tuple of N frames.
+
+    ## Version history
+    v0: first version.
+
+    Raises:
+        ValueError: as `GlimpseEnv`, and for a mask or a seed of the wrong shape; the state is then unchanged. On a
+            device other than the CPU, the values of actions are not waited for: a step that gets a NaN takes it
+            as 0, and a wrong label as a wrong answer, and the next `reset` raises.
+        gymnasium.error.ResetNeeded: from `step`, before the first reset, and under DISABLED for a lane that has ended.
+
+    Example:
+        >>> envs = GlimpseVectorEnv(num_envs=3, dataset="digits", output="torch")
+        >>> observation, _ = envs.reset(seed=0)
+        >>> tuple(observation["glimpse"].shape)
+        (3, 1, 8, 8)
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array"],
+        "render_fps": RENDER_FPS,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        config: GlimpseConfig | None = None,
+        *,
+        dataset: Any = None,
+        device: str | torch.device = "cpu",
+        output: Output = "numpy",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be a positive int, got {num_envs!r}")
+        if output not in ("numpy", "torch"):
+            raise ValueError(f"output must be 'numpy' or 'torch', got {output!r}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.output = output
+        self.render_mode = render_mode
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.config, data, self.single_observation_space, self.single_action_space = set_up(config, dataset, overrides)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.num_classes = data.num_classes
+        self.num_images = len(data.images)
+        # torch.tensor copies: the shared images stay read-only.
+        self._images = torch.tensor(data.images, device=self.device)
+        self._labels = torch.tensor(data.labels, device=self.device)
+        # Known on the host, so that no step waits for the device: how far each lane's episode is.
+        self._num_steps = np.zeros(num_envs, np.int64)
+        self._is_over = np.ones(num_envs, bool)  # ended and not begun anew
+        self._has_begun = False
+        self._keys: Tensor | None = None  # int64 (N,), the lanes' seeds
+        self._num_episodes = self._zeros(torch.int64)
+        self._index, self._scene_seed, self._prediction = (self._zeros(torch.int64) for _ in range(3))
+        self._first_location = self._zeros(torch.float32, 2)
+        self._location = self._zeros(torch.float32, 2)
+        self._glimpse = self._zeros(torch.float32, *self.single_observation_space["glimpse"].shape)
+        self._placement: scenes.Placement | None = None
+        self._pyramid: Pyramid = ()
+        self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
+        self._got_bad_action = torch.zeros((), dtype=torch.bool, device=self.device)
+
+    # ------------------------------------------------------------------------------------------ Gymnasium's interface
+
+    def reset(
+        self, *, seed: int | Any | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begins episodes in all lanes, or in those of `options["reset_mask"]`. Observation as `step`, info empty."""
+        options = options or {}
+        check_keys("options", options, ("index", "scene_seed", "location", "reset_mask"), required=False)
+        mask = self._check_mask(options.get("reset_mask"))
+        index = self._check_integers("options['index']", options.get("index"), self.num_images)
+        scene_seed = self._check_integers("options['scene_seed']", options.get("scene_seed"), 2**63)
+        location = self._check_locations("options['location']", options.get("location"), wait=True)
+        seeds = self._check_seeds(seed)
+        if not self._has_begun and mask is not None and not mask.all():
+            raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
+        if self.device.type != "cpu" and self._got_bad_action:
+            self._got_bad_action.fill_(False)
+            raise ValueError("a step since the last reset got a NaN or infinite location or a label out of range")
+        if seeds is not None or self._keys is None:
+            super().reset(seed=int(seeds[0]) if seeds is not None else None)
+            if seeds is None:
+                seeds = torch.as_tensor(self.np_random.integers(2**62, size=self.num_envs))
+            keys = seeds.to(self.device)
+            lanes = self._mask_tensor(mask)
+            self._keys = keys if self._keys is None else torch.where(lanes, keys, self._keys)
+            self._num_episodes = torch.where(lanes, 0, self._num_episodes)
+        self._begin(mask, index, scene_seed, location)
+        self._has_begun = True
+        return self._observe(), {}
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Every lane looks, answers or (NEXT_STEP) begins its next episode. See the class for what comes back."""
+        mode = self.autoreset_mode
+        if not self._has_begun or (mode == AutoresetMode.DISABLED and self._is_over.any()):
+            lanes = np.flatnonzero(self._is_over)[:8].tolist() if self._has_begun else "all"
+            raise gym.error.ResetNeeded(f"lanes {lanes} have no running episode: call reset() before step()")
+        check_keys("actions", actions, ("location", "label"), required=True)
+        location = self._check_locations("actions['location']", actions["location"], wait=False)
+        label = self._check_labels(actions["label"])
+        assert location is not None
+
+        starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
+        self._num_steps += ~starting
+        answering = ~starting & (self._num_steps == self.config.num_glimpses)
+        looking = ~starting & ~answering
+        self._is_over = answering.copy()
+
+        terminated = self._mask_tensor(answering)
+        reward = self._zeros(torch.float32)
+        info: dict[str, Any] = {}
+        if answering.any():
+            self._prediction = torch.where(terminated, label, self._prediction)
+            is_success = terminated & (label == self._labels[self._index])
+            reward = is_success.to(torch.float32)
+            info = self._final_info(terminated, is_success)
+        if mode == AutoresetMode.SAME_STEP and answering.any():
+            info = {
+                "final_obs": self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()}),
+                "_final_obs": self._convert(terminated),
+                "final_info": info,
+                "_final_info": self._convert(terminated),
+            }
+            starting = answering
+        if looking.any():
+            self._location = location if looking.all() else self._where(looking, location, self._location)
+        if starting.any():
+            self._begin(starting, None, None, None)
+        elif looking.any():
+            self._look()
+        truncated = torch.zeros_like(terminated)
+        reward_out = reward if self.output == "torch" else reward.cpu().numpy().astype(np.float64)
+        return self._observe(), reward_out, self._convert(terminated), self._convert(truncated), info
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One frame a lane, as `GlimpseEnv.render`; None where `render_mode` is None."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode: gym.make_vec(..., render_mode='rgb_array')")
+            return None
+        canvases, labels = self.canvases.cpu().numpy(), self.labels.tolist()
+        glimpses, predictions = self._glimpse.cpu().numpy(), self._prediction.tolist()
+        frames = []
+        for lane in range(self.num_envs):
+            path = self._path[lane, : int(self._num_steps[lane]) + 1]
+            prediction = predictions[lane] if self._is_over[lane] else None
+            frames.append(render_frame(canvases[lane], path, glimpses[lane], self.config, prediction, labels[lane]))
+        return tuple(frames)
+
+    # ----------------------------------------------------------------------- what is hidden: for drawing and for bounds
+
+    @property
+    def canvases(self) -> Tensor:
+        """The hidden scenes, uint8 (N, C, S, S). No observation shows them."""
+        self._require_episode()
+        return self._pyramid[0][:, :, 1:-1, 1:-1].clone()
+
+    @property
+    def labels(self) -> Tensor:
+        """The hidden scenes' right labels, int64 (N,)."""
+        self._require_episode()
+        return self._labels[self._index]
+
+    @property
+    def digit_locations(self) -> Tensor:
+        """The hidden locations of the images' centres on the canvas, float32 (N, 2)."""
+        self._require_episode()
+        assert self._placement is not None
+        return scenes.digit_locations(self._placement, tuple(self._images.shape), self.config)
+
+    # ---------------------------------------------------------------------------------------------------- the episodes
+
+    def _begin(
+        self, mask: np.ndarray | None, index: Tensor | None, scene_seed: Tensor | None, location: Tensor | None
+    ) -> None:
+        """Begins episodes in the lanes of a mask (None: all) and looks; None arguments are drawn."""
+        assert self._keys is not None
+        is_partial = mask is not None and not mask.all()
+        lanes = self._to_device(np.flatnonzero(mask)) if is_partial and mask is not None else slice(None)
+        keys, episodes = self._keys[lanes], self._num_episodes[lanes]
+        drawn_index, drawn_seed = scenes.episode_scenes(keys, episodes, self.num_images)
+        new_index = drawn_index if index is None else index[lanes]
+        fixed = self.config.fixed_scene_seed
+        if scene_seed is not None:
+            new_seed = scene_seed[lanes]
+        else:
+            new_seed = drawn_seed if fixed is None else torch.full_like(drawn_seed, fixed)
+        scene = scenes.scene_keys(new_index, new_seed, self.config.split)
+        placement = scenes.place(new_index, scene, tuple(self._images.shape), self.config)
+        canvases = scenes.compose(self._images, new_index, placement, self.config)
+        pyramid = build_pyramid(canvases, self.config)
+        new_location = scenes.first_locations(scene) if location is None else location[lanes]
+        if is_partial:
+            assert self._placement is not None
+            replaced = zip((*self._placement, *self._pyramid), (*placement, *pyramid), strict=True)
+            for old, new in replaced:
+                old[lanes] = new
+            # New tensors, since the old ones may have been handed out.
+            self._index, self._scene_seed = self._index.clone(), self._scene_seed.clone()
+            self._location = self._location.clone()
+            self._index[lanes], self._scene_seed[lanes], self._location[lanes] = new_index, new_seed, new_location
+        else:
+            self._placement, self._pyramid = placement, pyramid
+            self._index, self._scene_seed, self._location = new_index, new_seed, new_location
+        self._num_episodes[lanes] += 1
+        host_lanes = slice(None) if mask is None else mask
+        self._num_steps[host_lanes] = 0
+        self._is_over[host_lanes] = False
+        self._look()
+
+    def _look(self) -> None:
+        """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
+        self._glimpse = sense(self._pyramid, self._location, self.config)
+        if self.render_mode is not None:
+            lanes = np.flatnonzero(~self._is_over)
+            self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
+
+    def _observe(self) -> dict[str, Any]:
+        return self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()})
+
+    def _final_info(self, terminated: Tensor, is_success: Tensor) -> dict[str, Any]:
+        values = {
+            "label": torch.where(terminated, self._labels[self._index], 0),
+            "prediction": torch.where(terminated, self._prediction, 0),
+            "is_success": is_success,
+            "index": torch.where(terminated, self._index, 0),
+            "scene_seed": torch.where(terminated, self._scene_seed, 0),
+        }
+        info = {}
+        for key, value in values.items():
+            info[key], info[f"_{key}"] = self._convert(value.clone()), self._convert(terminated.clone())
+        return info
+
+    # --------------------------------------------------------------------------------------------------- small helpers
+
+    def _zeros(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.zeros((self.num_envs, *shape), dtype=dtype, device=self.device)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array).to(self.device, non_blocking=True)
+
+    def _mask_tensor(self, mask: np.ndarray | None) -> Tensor:
+        """A host mask (N,) on the device; nothing is sent where all lanes agree."""
+        if mask is None or mask.all() or not mask.any():
+            value = mask is None or bool(mask.any())
+            return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
+        return self._to_device(mask.copy())
+
+    def _where(self, mask: np.ndarray, new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(self._mask_tensor(mask)[:, None], new, old)
+
+    def _convert(self, value: Any) -> Any:
+        """Tensors, or dicts of them, in the form that `output` asks for."""
+        if isinstance(value, dict):
+            return {key: self._convert(entry) for key, entry in value.items()}
+        return value if self.output == "torch" else value.cpu().numpy()
+
+    def _require_episode(self) -> None:
+        if not self._has_begun:
+            raise gym.error.ResetNeeded("no episode has begun: call reset() first")
+
+    # ---------------------------------------------------------------------------------------------- checks of arguments
+
+    def _check_mask(self, mask: Any) -> np.ndarray | None:
+        if mask is None:
+            return None
+        mask = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ValueError(
+                f"options['reset_mask'] must be bool ({self.num_envs},), got {mask.dtype} of shape {mask.shape}"
+            )
+        return mask.copy()
+
+    def _check_integers(self, name: str, value: Any, bound: int) -> Tensor | None:
+        if value is None:
+            return None
+        try:
+            numbers = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} must be integers in [0, {bound}): {error}") from None
+        is_integer = not numbers.is_floating_point() and not numbers.is_complex() and numbers.dtype != torch.bool
+        if not is_integer or numbers.shape not in ((), (self.num_envs,)):
+            raise ValueError(
+                f"{name} must be an integer or integers ({self.num_envs},), got {numbers.dtype} {tuple(numbers.shape)}"
+            )
+        numbers = numbers.to(torch.int64)
+        if ((numbers < 0) | (numbers > bound - 1)).any():
+            raise ValueError(f"{name} must lie in [0, {bound}), got {numbers.min()} to {numbers.max()}")
+        return numbers.to(self.device).expand(self.num_envs)
+
+    def _check_seeds(self, seed: Any) -> Tensor | None:
+        """int64 (N,) on the host: N seeds, or one from which lane i's is `seed + i`."""
+        seeds = self._check_integers("seed", seed, 2**62)
+        if seeds is None:
+            return None
+        seeds = seeds.cpu()
+        return seeds if np.ndim(seed) else seeds + torch.arange(self.num_envs)
+
+    def _check_locations(self, name: str, value: Any, *, wait: bool) -> Tensor | None:
+        """float32 (N, 2) on the device, clipped. `wait`: raise for bad values on any device, not on the CPU alone."""
+        if value is None:
+            return None
+        try:
+            locations = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} must be numbers (x, y) in [-1, 1]: {error}") from None
+        if locations.shape not in (*([(2,)] if wait else []), (self.num_envs, 2)):
+            raise ValueError(f"{name} must have shape ({self.num_envs}, 2), got {tuple(locations.shape)}")
+        is_finite = locations.isfinite()
+        if wait or self.device.type == "cpu":
+            if not is_finite.all():
+                raise ValueError(f"{name} must be finite, got NaN or infinity")
+        else:
+            self._got_bad_action |= ~is_finite.all()
+            locations = torch.where(is_finite, locations, 0.0)
+        return clip_locations(locations).expand(self.num_envs, 2)
+
+    def _check_labels(self, value: Any) -> Tensor:
+        name, bound = "actions['label']", self.num_classes
+        if self.device.type == "cpu" or not isinstance(value, Tensor):
+            labels = self._check_integers(name, value, bound)
+            if labels is None or np.ndim(value) != 1:
+                raise ValueError(f"{name} must be integers ({self.num_envs},), got {value!r}")
+            return labels
+        if value.shape != (self.num_envs,) or value.is_floating_point() or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers ({self.num_envs},), got {value.dtype} {tuple(value.shape)}")
+        labels = value.to(self.device, torch.int64)
+        self._got_bad_action |= ((labels < 0) | (labels >= bound)).any()
+        return labels
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    for known in AutoresetMode:
+        if mode in (known, known.value, known.name):
+            return known
+    names = ", ".join(repr(known.value) for known in AutoresetMode)
+    raise ValueError(f"autoreset_mode must be an AutoresetMode or one of {names}, got {mode!r}")
