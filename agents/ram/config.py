@@ -1,0 +1,137 @@
+"""RamConfig: all that defines a training run of the Recurrent Attention Model, and the presets per task."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from ram_gym import GlimpseConfig, get_task
+
+Locator = Literal["learned", "random", "centre", "scan"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RamConfig:
+    """One training run. Together with the package versions it determines every number of the run.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, what it must be and what came.
+    """
+
+    task: str = "mnist-28"
+    """Task to learn; see the README's table."""
+    composition: Literal["add", "overwrite"] = "add"
+    """How the digit meets the clutter, see GlimpseConfig."""
+    num_glimpses: int | None = None
+    """Number of glimpses; None takes the task's."""
+    data_root: str | None = None
+    """Folder with the datasets; default: $RAM_GYM_DATA, else a per-user cache folder."""
+    seed: int = 0
+    """Seed of weights, scenes and sampled locations."""
+    device: str = "cpu"
+    """PyTorch device, "cpu" or "cuda"."""
+    epochs: int = 100
+    """Passes over the training images; each pass draws new scenes."""
+    batch_size: int = 256
+    """Scenes in one update."""
+    rollouts: int = 1
+    """Rollouts M of each scene in one update; an update sees batch_size * M episodes."""
+
+    core: Literal["rnn", "lstm"] = "rnn"
+    """Core network: the paper's ReLU RNN for classification, or an LSTM."""
+    hidden_size: int = 256
+    """Units of the core and of the glimpse network's output."""
+    glimpse_hidden_size: int = 128
+    """Units that encode what is seen, and as many that encode where."""
+    locator_hidden_size: int = 128
+    """Units of a hidden layer in the location network; 0 is the paper's single linear layer."""
+    locator: Locator = "learned"
+    """Who chooses locations: the learned location network, or a script (a control with an equally trained classifier)."""
+
+    location_std: float = 0.1
+    """Standard deviation of the location policy, in units of [-1, 1], at the beginning."""
+    final_location_std: float | None = None
+    """The same at the end, reached linearly; None keeps it constant."""
+    baseline: Literal["learned", "leave-one-out"] = "learned"
+    """What REINFORCE subtracts from the reward: a learned value per step, or the mean of the scene's other rollouts."""
+    reinforce_weight: float = 0.1
+    """Weight of the REINFORCE term (a mean over glimpses and episodes) beside cross-entropy."""
+    baseline_weight: float = 1.0
+    """Weight of the learned baseline's squared error."""
+    locator_gradient_into_core: bool = False
+    """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
+
+    learning_rate: float = 2e-3
+    """Adam's largest learning rate."""
+    learning_rate_schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    """One-cycle rises over the first tenth and falls to 0 along a cosine; cosine only falls."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns that off."""
+    weight_average: float = 0.0
+    """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
+
+    validate_every: int = 1
+    """Epochs between evaluations on the validation split."""
+    checkpoint_minutes: float = 2.0
+    """A checkpoint is written after every epoch and at least this often."""
+
+    def __post_init__(self) -> None:
+        for name, low in _LOWEST.items():
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("location_std", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.final_location_std is not None and not self.final_location_std > 0:
+            raise ValueError(f"final_location_std must be above 0, got {self.final_location_std}")
+        if not 0 <= self.weight_average < 1:
+            raise ValueError(f"weight_average must lie in [0, 1), got {self.weight_average}")
+        if self.baseline == "leave-one-out" and self.rollouts < 2:
+            raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
+
+    def environment(self) -> GlimpseConfig:
+        """The environment that the run trains on, training split."""
+        overrides: dict[str, Any] = {"composition": self.composition, "data_root": self.data_root}
+        if self.num_glimpses is not None:
+            overrides["num_glimpses"] = self.num_glimpses
+        return get_task(self.task).config.replace(**overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict that `json.dumps` takes and `RamConfig(**fields)` gives back."""
+        return dataclasses.asdict(self)
+
+
+_LOWEST = {
+    "seed": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "rollouts": 1,
+    "hidden_size": 1,
+    "glimpse_hidden_size": 1,
+    "locator_hidden_size": 0,
+    "reinforce_weight": 0,
+    "baseline_weight": 0,
+    "max_gradient_norm": 0,
+    "validate_every": 1,
+    "checkpoint_minutes": 0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 120, "batch_size": 64},
+    "mnist-28": {"epochs": 100},
+    "translated-60": {"epochs": 100},
+    "cluttered-60": {"epochs": 60},
+    "cluttered-100": {"epochs": 60},
+}
+"""What each task changes in RamConfig."""
+
+
+def preset(task: str) -> RamConfig:
+    """The configuration that `python -m agents train ram --task TASK` starts from.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if task not in PRESETS:
+        raise ValueError(f"task must be one of {', '.join(PRESETS)}, got {task!r}")
+    return RamConfig(task=task, **PRESETS[task])

@@ -1,0 +1,88 @@
+"""The Recurrent Attention Model's network.
+
+Source: Mnih et al. 2014, sections 3.1 and 4 (figure 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.ram.config import RamConfig
+
+State = tuple[Tensor, ...]
+"""The core's state: (h,) of a ReLU RNN or (h, c) of an LSTM, each float32 (N, hidden_size)."""
+
+
+class GlimpseNetwork(nn.Module):
+    """Encodes a glimpse and where it was taken: g = relu(Linear(h_g) + Linear(h_l)), h_g and h_l one ReLU layer each.
+
+    Source: Mnih et al. 2014, section 4 ("Glimpse network").
+    """
+
+    def __init__(self, glimpse_values: int, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.what = nn.Linear(glimpse_values, hidden_size)
+        self.where = nn.Linear(2, hidden_size)
+        # One matrix for both: Linear(h_g) + Linear(h_l) is a linear map of the two side by side.
+        self.combine = nn.Linear(2 * hidden_size, output_size)
+
+    def forward(self, glimpse: Tensor, location: Tensor) -> Tensor:
+        """Glimpse (N, K * C, P, P) and location (N, 2) -> (N, output_size)."""
+        hidden = torch.cat((self.what(glimpse.flatten(1)), self.where(location)), dim=1).relu()
+        return self.combine(hidden).relu()
+
+
+class RecurrentAttentionModel(nn.Module):
+    """Glimpse network, core, and the location, classification and baseline heads.
+
+    Args:
+        glimpse_values: number of values in a glimpse, K * C * P * P.
+        num_classes: number L of classes.
+        config: layer sizes, the core's kind, and whether the location network's gradient enters the core.
+
+    Differs: `locator_hidden_size` puts a layer into the location network, and its mean goes through a tanh; the
+    paper's has one linear layer.
+    """
+
+    def __init__(self, glimpse_values: int, num_classes: int, config: RamConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.glimpse_network = GlimpseNetwork(glimpse_values, config.glimpse_hidden_size, size)
+        self.core: nn.Module
+        if config.core == "lstm":
+            self.core = nn.LSTMCell(size, size)
+        else:
+            self.core = nn.RNNCell(size, size, nonlinearity="relu")
+        hidden = config.locator_hidden_size
+        layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 2)] if hidden else [nn.Linear(size, 2)]
+        self.locator = nn.Sequential(*layers)
+        self.classifier = nn.Linear(size, num_classes)
+        self.baseline = nn.Linear(size, 1)
+
+    def initial_state(self, num_episodes: int) -> State:
+        """The core's state before the first glimpse: zeros."""
+        zeros = self.classifier.weight.new_zeros(num_episodes, self.config.hidden_size)
+        return (zeros, zeros) if self.config.core == "lstm" else (zeros,)
+
+    def look(self, observation: dict[str, Any], state: State) -> State:
+        """The core's state after one more glimpse; h, the first of it, is what the heads read."""
+        encoded = self.glimpse_network(observation["glimpse"], observation["location"])
+        if self.config.core == "lstm":
+            return tuple(self.core(encoded, state))
+        return (self.core(encoded, state[0]),)
+
+    def locate(self, hidden: Tensor) -> Tensor:
+        """Mean of the next location. (..., hidden_size) -> (..., 2) in (-1, 1)."""
+        return self.locator(hidden if self.config.locator_gradient_into_core else hidden.detach()).tanh()
+
+    def estimate(self, hidden: Tensor) -> Tensor:
+        """Expected reward, the learned baseline; never trains the core. (..., hidden_size) -> (...)."""
+        return self.baseline(hidden.detach()).squeeze(-1)
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Logits of the answer. (..., hidden_size) -> (..., L)."""
+        return self.classifier(hidden)

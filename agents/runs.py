@@ -1,0 +1,137 @@
+"""Run folders: what a training run leaves behind, written so that a kill at any moment leaves it readable.
+
+    config.json          the run's configuration, command and package versions
+    metrics.jsonl        one JSON object per epoch; the same numbers stand in TensorBoard's event files beside it
+    last.safetensors     everything that resuming needs
+    best.safetensors     the weights that did best on the validation split
+    results.json         what was found: validation while training, each evaluation after it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import ram_gym
+
+PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
+
+
+class RunError(ValueError):
+    """A run folder is not there, is not what it should be, or would be overwritten."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def create(self, agent: str, config: dict[str, Any]) -> None:
+        """Makes the folder and writes config.json.
+
+        Raises:
+            RunError: a run is there already.
+        """
+        if (self.path / "config.json").exists():
+            raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
+        self.path.mkdir(parents=True, exist_ok=True)
+        versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
+        versions |= {package: metadata.version(package) for package in PACKAGES}
+        command = ["python", "-m", "agents", *sys.argv[1:]] if Path(sys.argv[0]).name == "__main__.py" else sys.argv
+        about = {"agent": agent, "config": config, "command": command, "versions": versions}
+        about["hardware"] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+        self.write_json("config.json", about)
+
+    def read_config(self, agent: str) -> dict[str, Any]:
+        """The configuration of an agent's run.
+
+        Raises:
+            RunError: there is no run, or it is another agent's.
+        """
+        if not (self.path / "config.json").is_file():
+            raise RunError(f"{self.path} holds no run: there is no config.json in it")
+        about = self.read_json("config.json")
+        if about.get("agent") != agent:
+            raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
+        return about["config"]
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.replace(self.path / name)
+
+    def read_json(self, name: str, default: Any = None) -> Any:
+        """What a JSON file holds, or the default where there is none."""
+        path = self.path / name
+        if not path.exists():
+            return default
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+        """Writes a safetensors file with a JSON header entry, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        on_cpu = {key: value.detach().to("cpu").clone().contiguous() for key, value in tensors.items()}
+        save_file(on_cpu, temporary, {"about": json.dumps(about or {})})
+        temporary.replace(self.path / name)
+
+    def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a safetensors file, on the CPU, and its JSON header entry.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"{self.path} has no checkpoint {name} yet")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged and cannot be read: {error}") from error
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Keeps the rows of the first `epochs` epochs."""
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
+        temporary = self.path / ".metrics.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.path / "metrics.jsonl")
+
+    def add_result(self, key: str, value: Any) -> None:
+        """Sets one entry of results.json."""
+        self.write_json("results.json", {**self.read_json("results.json", {}), key: value})

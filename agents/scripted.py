@@ -1,0 +1,90 @@
+"""Scripted policies: where to look without learning. Controls and bounds for learned ones.
+
+A locator chooses the next locations; a policy also answers. A scripted policy guesses the label; to know what looking
+in scripted places is worth, train a network for it: `python -m agents train ram --locator random`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ram_gym import GlimpseVectorEnv
+
+ScriptedLocator = Callable[[dict[str, Any], int], Tensor]
+"""Observation and number of glimpses taken so far -> the next locations, float32 (N, 2)."""
+
+SCRIPTED_LOCATORS = ("random", "centre", "scan", "oracle")
+
+
+def scan_path(num_locations: int) -> Tensor:
+    """Locations that cover the canvas: the centre, then a sunflower spiral outwards. float32 (num_locations, 2)."""
+    number = torch.arange(num_locations, dtype=torch.float32)
+    radius = 0.8 * (number / max(num_locations - 1, 1)).sqrt()
+    angle = number * math.pi * (3 - math.sqrt(5))
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+
+
+def make_locator(name: str, env: GlimpseVectorEnv, generator: torch.Generator | None = None) -> ScriptedLocator:
+    """The scripted locator of a name.
+
+    Args:
+        name: "random": uniform on the canvas; "centre": always (0, 0); "scan": the same covering path in every episode;
+            "oracle": the digit's hidden centre, an upper bound on looking in the right place.
+        env: the environment it is for; the oracle reads its hidden state.
+        generator: where "random" draws from, on the environment's device.
+
+    Raises:
+        ValueError: there is no locator of that name.
+    """
+    path = scan_path(env.config.num_glimpses - 1).to(env.device)
+    # The location that comes with the answer is never looked at, so the last one of the path stands in for it.
+    path = torch.cat((path, path[-1:] if len(path) else torch.zeros(1, 2, device=env.device)))
+
+    def random(observation: dict[str, Any], num_taken: int) -> Tensor:
+        del num_taken
+        shape = observation["location"].shape
+        return torch.rand(shape, generator=generator, device=env.device) * 2 - 1
+
+    def centre(observation: dict[str, Any], num_taken: int) -> Tensor:
+        del num_taken
+        return torch.zeros_like(observation["location"])
+
+    def scan(observation: dict[str, Any], num_taken: int) -> Tensor:
+        return path[num_taken - 1].expand_as(observation["location"])
+
+    def oracle(observation: dict[str, Any], num_taken: int) -> Tensor:
+        del observation, num_taken
+        return env.digit_locations
+
+    known = {"random": random, "centre": centre, "scan": scan, "oracle": oracle}
+    if name not in known:
+        raise ValueError(f"locator must be one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+class ScriptedPolicy:
+    """Looks where a script says and guesses the label: what chance gives.
+
+    Args:
+        locator: one of `SCRIPTED_LOCATORS`.
+        env: the environment it will play.
+        seed: of its guesses and of random locations.
+    """
+
+    def __init__(self, locator: str, env: GlimpseVectorEnv, seed: int = 0) -> None:
+        self.name = f"{locator}, guessing"
+        self.num_classes = env.num_classes
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.locator = make_locator(locator, env, self.generator)
+
+    def act(self, observation: dict[str, Any], state: int | None) -> tuple[dict[str, Any], int]:
+        """The next action; the state is the number of glimpses taken."""
+        num_taken = (state or 0) + 1
+        shape = observation["location"].shape[:1]
+        label = torch.randint(self.num_classes, shape, generator=self.generator, device=observation["location"].device)
+        return {"location": self.locator(observation, num_taken), "label": label}, num_taken
