@@ -16,7 +16,7 @@ from ram_gym.tasks import TASKS, Task, get_task
 if TYPE_CHECKING:
     from ram_gym.datasets import Dataset, DatasetError, load_dataset
     from ram_gym.env import GlimpseEnv
-    from ram_gym.evaluation import Evaluation, Policy, compare, evaluate
+    from ram_gym.evaluation import Comparison, Evaluation, Policy, compare, evaluate
     from ram_gym.rendering import render_frame, save_gif
     from ram_gym.retina import take_glimpses
     from ram_gym.vector_env import GlimpseVectorEnv
@@ -29,6 +29,7 @@ _LAZY = {
     "load_dataset": "datasets",
     "GlimpseEnv": "env",
     "GlimpseVectorEnv": "vector_env",
+    "Comparison": "evaluation",
     "Evaluation": "evaluation",
     "Policy": "evaluation",
     "compare": "evaluation",
@@ -41,6 +42,7 @@ _LAZY = {
 __all__ = [
     "EVALUATION_SCENE_SEED",
     "TASKS",
+    "Comparison",
     "Dataset",
     "DatasetError",
     "Evaluation",

@@ -275,7 +275,7 @@ def _check_integer(name: str, value: Any, bound: int) -> int:
 
 def _check_location(name: str, value: Any) -> np.ndarray:
     try:
-        location = np.array(value, np.float32)
+        location = np.asarray(value, np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be two numbers (x, y) in [-1, 1], got {value!r}") from None
     if location.shape != (2,):

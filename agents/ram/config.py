@@ -76,6 +76,7 @@ class RamConfig:
     """A checkpoint is written after every epoch and at least this often."""
 
     def __post_init__(self) -> None:
+        get_task(self.task)
         for name, low in _LOWEST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")

@@ -1,0 +1,8 @@
+"""The command line: `python -m agents --help`."""
+
+import sys
+
+from agents.cli import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,310 @@
+"""Train agents on glimpse tasks, measure them, compare them on the same scenes, and watch them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from agents.progress import format_seconds, format_training, show_progress
+from agents.ram.config import RamConfig, preset
+from agents.ram.policy import RamPolicy
+from agents.ram.trainer import AGENT, Progress, TrainResult, load_model, make_env, train
+from agents.runs import RunError, RunFolder
+from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy, make_locator
+from ram_gym import Comparison, Evaluation, GlimpseConfig, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
+from ram_gym import compare as compare_evaluations
+
+EVALUATION_LANES = 1000
+BORROWED = "*"
+Split = Literal["test", "validation"]
+ProtocolName = Literal["single", "average-10"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRam:
+    """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE.
+
+    The defaults below are the preset of --task. The run is written to a folder: config, metrics (JSON lines and
+    TensorBoard), last and best checkpoint, results. Ctrl-C saves; --resume goes on to the same numbers.
+    """
+
+    config: RamConfig
+    out: Path | None = None
+    """Folder to write the run to; default: runs/ram-TASK-SEED."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with the configuration it was begun with."""
+
+
+def train_ram(arguments: list[str]) -> None:
+    """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
+    options = _parse_with_preset(arguments)
+    config = options.config
+    if options.resume is not None:
+        folder = RunFolder(options.resume)
+        begun = RamConfig(**folder.read_config(AGENT))
+        asked = dataclasses.replace(config, data_root=begun.data_root)
+        if asked not in (begun, dataclasses.replace(preset(config.task), data_root=begun.data_root)) or options.out:
+            raise RunError(f"--resume takes its configuration from {folder.path}: drop the options but --data-root")
+        config = dataclasses.replace(begun, data_root=config.data_root or begun.data_root)
+    else:
+        folder = RunFolder(options.out or Path("runs") / f"ram-{config.task}-{config.seed}")
+    _say(f"{'Going on with' if options.resume else 'Training'} RAM on {config.task}: {folder.path}")
+    result = _train_with_progress(config, folder, resume=options.resume is not None)
+    if not result.is_complete:
+        _say(f"Interrupted and saved. To go on: python -m agents train ram --resume {folder.path}")
+        raise SystemExit(130)
+    error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
+    _say(f"Done: {error}. Next: python -m agents evaluate {folder.path}")
+
+
+def _parse_with_preset(arguments: list[str]) -> TrainRam:
+    """The options of `train ram`; --task decides what the others default to, wherever it stands."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--task", default=RamConfig.task)
+    task = finder.parse_known_args(arguments)[0].task
+    return tyro.cli(
+        TrainRam,
+        args=arguments,
+        default=TrainRam(preset(task)),
+        prog="python -m agents train ram",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _train_with_progress(config: RamConfig, folder: RunFolder, *, resume: bool) -> TrainResult:
+    with show_progress(f"ram {config.task}") as report:
+
+        def on_progress(progress: Progress) -> None:
+            text = format_training(
+                progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics
+            )
+            report(progress.done, text, progress.seconds_left)
+
+        return train(config, folder, resume=resume, on_progress=on_progress)
+
+
+def evaluate_run(
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    protocol: ProtocolName = "single",
+    split: Split = "test",
+    data_root: str | None = None,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Measure a trained run on fixed scenes, and add what was found to its results.json.
+
+    Args:
+        run: The run's folder.
+        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
+        split: The test split, or the one the best checkpoint was chosen on.
+        data_root: Folder with the datasets, if it is not where the run was trained.
+        device: PyTorch device, "cpu" or "cuda".
+        json: Print a JSON object and nothing else.
+    """
+    policy, config = _load_policy(run, device, data_root)
+    env = make_env(config, split, EVALUATION_LANES)
+    evaluation = _evaluate(policy, env, config.task, protocol)
+    RunFolder(run).add_result(f"{split} {protocol}", evaluation.to_dict())
+    if json:
+        _print_json(evaluation.to_dict())
+    else:
+        low, high = evaluation.interval_percent
+        print(
+            f"{config.task}, {split} split, {protocol} protocol: error {evaluation.error_percent:.2f}% "
+            f"({evaluation.errors} of {evaluation.episodes}), 95% interval {low:.2f} to {high:.2f}%"
+        )
+
+
+def compare_policies(
+    policies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="POLICY")],
+    task: str | None = None,
+    protocol: ProtocolName = "single",
+    split: Split = "test",
+    data_root: str | None = None,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Compare policies on the very same scenes; differences are to the first one named.
+
+    random, centre, scan and oracle look where their name says (oracle: at the digit) and leave the answer to the
+    network of the first run named. That network was not trained for such looks: for a fair control train one,
+    `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
+
+    Args:
+        policies: Run folders, and any of random, centre, scan, oracle.
+        task: Task to compare on; default: that of the first run.
+        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
+        split: The test split, or the one checkpoints were chosen on.
+        data_root: Folder with the datasets, if it is not where the runs were trained.
+        device: PyTorch device, "cpu" or "cuda".
+        json: Print a JSON array and nothing else.
+    """
+    if not policies:
+        raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
+    runs = {name: _load_policy(Path(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
+    scenes: dict[str, GlimpseConfig] = {name: config.environment() for name, (_, config) in runs.items()}
+    first = next(iter(runs.values()), None)
+    if first is None and task is None:
+        raise ValueError("--task must be given where no run folder is named")
+    task_name = task or (first[1].task if first else "")
+    setting = next(iter(scenes.values())) if scenes else get_task(task_name).config.replace(data_root=data_root)
+    for name, (_, config) in runs.items():
+        if config.task != task_name or scenes[name] != setting:
+            raise ValueError(
+                f"{name} is a run on {_describe(config)}; the comparison is on "
+                f"{_describe(first[1]) if first and config.task == task_name else task_name}"
+            )
+    evaluations: list[Evaluation] = []
+    for name in policies:
+        env = GlimpseVectorEnv(
+            EVALUATION_LANES, setting.replace(split=split), device=device, output="torch", autoreset_mode="Disabled"
+        )
+        policy: Policy
+        if name in runs:
+            policy = runs[name][0]
+        elif first is None:
+            policy = ScriptedPolicy(name, env)
+        else:
+            generator = torch.Generator(env.device).manual_seed(0)
+            policy = RamPolicy(first[0].model, name + BORROWED, make_locator(name, env, generator))
+        evaluations.append(_evaluate(policy, env, task_name, protocol))
+    _show_comparison(evaluations, json)
+
+
+def _show_comparison(evaluations: list[Evaluation], as_json: bool) -> None:
+    reference = evaluations[0]
+    rows, table = [], Table(title=f"{reference.task}, {reference.split} split, {reference.protocol} protocol")
+    for heading in ("policy", "error % (95% interval)", "minus first, points", "p (McNemar)"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right", overflow="fold")
+    for evaluation in evaluations:
+        row, cells = evaluation.to_dict(), [evaluation.policy, _with_interval("{:.2f}", evaluation)]
+        if evaluation is not reference:
+            difference = compare_evaluations(evaluation, reference)
+            cells += [_with_interval("{:+.2f}", difference), f"{difference.p_value:.2g}"]
+            row["difference_percent"] = difference.difference_percent
+            row["difference_interval_percent"] = list(difference.interval_percent)
+            row["p_value"] = difference.p_value
+        table.add_row(*cells)
+        rows.append(row)
+    if as_json:
+        _print_json(rows)
+        return
+    if any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations):
+        table.caption = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
+    Console().print(table)
+
+
+def _with_interval(form: str, value: Evaluation | Comparison) -> str:
+    centre = value.error_percent if isinstance(value, Evaluation) else value.difference_percent
+    low, high = value.interval_percent
+    return f"{form.format(centre)} ({form.format(low)} to {form.format(high)})"
+
+
+def watch(
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    gif: Path,
+    episodes: int = 6,
+    first: int = 0,
+    split: Split = "test",
+    data_root: str | None = None,
+    milliseconds: int = 450,
+) -> None:
+    """Draw a run's episodes as a GIF: the canvas, where it looks, what it sees, what it answers.
+
+    Args:
+        run: The run's folder.
+        gif: File to write.
+        episodes: How many scenes, one after the other.
+        first: Index of the first one in the split.
+        split: Which split's scenes.
+        data_root: Folder with the datasets, if it is not where the run was trained.
+        milliseconds: How long each look is shown.
+    """
+    policy, config = _load_policy(run, "cpu", data_root)
+    env = make_env(config, split, max(episodes, 1))
+    if episodes < 1 or not 0 <= first <= env.num_images - episodes:
+        raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
+    env.render_mode = "rgb_array"
+    with torch.inference_mode():
+        observation, _ = env.reset(options={"index": torch.arange(first, first + episodes)})
+        frames, state = [env.render()], None
+        for _ in range(env.config.num_glimpses):
+            action, state = policy.act(observation, state)
+            action.pop("log_probabilities")
+            observation, _, _, _, _ = env.step(action)
+            frames.append(env.render())
+    # The answer stays on the screen for two frames more.
+    order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
+    gif.parent.mkdir(parents=True, exist_ok=True)
+    save_gif(order, str(gif), milliseconds, milliseconds)
+    print(f"{gif}: {episodes} episodes, {len(order)} frames")
+
+
+TRAINERS = {"ram": train_ram}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 130 where training was interrupted.
+    """
+    try:
+        if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
+            TRAINERS[arguments[1]](arguments[2:])
+        elif arguments[:1] == ["train"]:
+            _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
+        else:
+            commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
+            _choose(commands, "python -m agents", __doc__ or "", arguments)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(2) from None
+
+
+def _choose(commands: dict[str, Any], prog: str, description: str, arguments: list[str]) -> None:
+    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=arguments)
+
+
+def _train() -> None:
+    """Train an agent; `train --help` lists them."""
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _load_policy(path: Path, device: str, data_root: str | None) -> tuple[RamPolicy, RamConfig]:
+    model, config = load_model(RunFolder(path), device)
+    if data_root is not None:
+        config = dataclasses.replace(config, data_root=data_root)
+    return RamPolicy(model, str(path)), config
+
+
+def _evaluate(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: ProtocolName) -> Evaluation:
+    start = time.monotonic()
+    with show_progress(f"evaluating {policy.name}") as report:
+
+        def on_batch(done: int) -> None:
+            seconds = time.monotonic() - start
+            report(done / env.num_images, f"{done:,} scenes", seconds / done * (env.num_images - done))
+
+        return evaluate(policy, env, task=task, protocol=protocol, on_batch=on_batch)
+
+
+def _describe(config: RamConfig) -> str:
+    setting = config.environment()
+    return f"{config.task} ({setting.composition}, {setting.num_glimpses} glimpses)"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value))

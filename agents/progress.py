@@ -1,0 +1,69 @@
+"""Progress on the terminal: a live bar where there is one, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Report(Protocol):
+    """Tells how far the work is: a share in [0, 1], a line of text, and the seconds left."""
+
+    def __call__(self, done: float, text: str, seconds_left: float) -> None: ...
+
+
+@contextmanager
+def show_progress(title: str) -> Iterator[Report]:
+    """A progress display on standard error; yields the function that moves it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console, title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"))
+    with Progress(*columns, console=console) as bar:
+        work = bar.add_task(title, total=1.0, text="")
+
+        def report(done: float, text: str, seconds_left: float) -> None:
+            bar.update(work, completed=done, text=f"{text}, {format_seconds(seconds_left)} left")
+
+        yield report
+
+
+def _lines(console: Console, title: str) -> Report:
+    last = [-float("inf")]
+
+    def report(done: float, text: str, seconds_left: float) -> None:
+        now = time.monotonic()
+        if now - last[0] >= SECONDS_BETWEEN_LINES or done >= 1:
+            last[0] = now
+            line = f"{title} {100 * done:3.0f}%  {text}, {format_seconds(seconds_left)} left"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    return report
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 05 s" or "2 h 07 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_training(epoch: int, epochs: int, images_per_second: float, metrics: dict[str, Any] | None) -> str:
+    """One line on a training run."""
+    parts = [f"epoch {epoch}/{epochs}"]
+    if metrics is not None:
+        parts.append(f"train accuracy {metrics['train_accuracy_percent']:.2f}%")
+        if "validation_error_percent" in metrics:
+            parts.append(f"validation error {metrics['validation_error_percent']:.2f}%")
+    return ", ".join([*parts, f"{images_per_second:,.0f} images/s"])

@@ -1,0 +1,209 @@
+"""Other action forms, for algorithms that do not take a Dict action: one class for the single and one for the vector env.
+
+Each is a decoding of its own actions into (location, label), the same function for both. Observations stay as they
+are; `gymnasium.wrappers.FlattenObservation` makes them flat.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from array_api_compat import array_namespace, device
+from gymnasium import spaces
+from gymnasium.vector import VectorActionWrapper, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ram_gym.coordinates import Array
+
+GRID_SIZE = 7
+"""Default number of grid cells along each axis of the canvas."""
+
+
+class _Coding:
+    """An action form: its space for one environment, and how its actions are read."""
+
+    space: spaces.Space[Any]
+
+    def decode(self, actions: Array) -> dict[str, Array]:
+        """Actions (N, ...) -> location float32 (N, 2) and label int64 (N,)."""
+        raise NotImplementedError
+
+
+class _Box(_Coding):
+    def __init__(self, num_classes: int, grid_size: int | None) -> None:
+        del grid_size
+        self.space = spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32)
+
+    def decode(self, actions: Array) -> dict[str, Array]:
+        xp = array_namespace(actions)
+        if not xp.all(xp.isfinite(actions)):
+            raise ValueError("action must be finite, got NaN or infinity")
+        return {"location": actions[:, :2], "label": xp.argmax(actions[:, 2:], axis=1)}
+
+
+class _Grid(_Coding):
+    """Locations are the centres of a G x G grid of cells that tile the canvas."""
+
+    def __init__(self, num_classes: int, grid_size: int | None) -> None:
+        if not isinstance(grid_size, int) or grid_size < 1:
+            raise ValueError(f"grid_size must be a positive int, got {grid_size!r}")
+        self.grid_size, self.num_classes = grid_size, num_classes
+
+    def locations(self, columns: Array, rows: Array) -> Array:
+        xp = array_namespace(columns)
+        cells = xp.astype(xp.stack((columns, rows), axis=-1), xp.float32)
+        return (cells * 2.0 + 1.0) / xp.full((1,), self.grid_size, dtype=xp.float32, device=device(cells)) - 1.0
+
+
+class _MultiDiscrete(_Grid):
+    def __init__(self, num_classes: int, grid_size: int | None) -> None:
+        super().__init__(num_classes, grid_size)
+        self.space = spaces.MultiDiscrete([self.grid_size, self.grid_size, num_classes])
+
+    def decode(self, actions: Array) -> dict[str, Array]:
+        return {"location": self.locations(actions[:, 0], actions[:, 1]), "label": actions[:, 2]}
+
+
+class _Discrete(_Grid):
+    def __init__(self, num_classes: int, grid_size: int | None) -> None:
+        super().__init__(num_classes, grid_size)
+        self.space = spaces.Discrete(self.grid_size**2 * num_classes)
+
+    def decode(self, actions: Array) -> dict[str, Array]:
+        cells, labels = actions // self.num_classes, actions % self.num_classes
+        return {"location": self.locations(cells % self.grid_size, cells // self.grid_size), "label": labels}
+
+
+class _SingleWrapper(gym.ActionWrapper[Any, Any, Any]):
+    _coding: type[_Coding]
+
+    def __init__(self, env: gym.Env[Any, Any], grid_size: int | None = None) -> None:
+        super().__init__(env)
+        self.coding = self._coding(_num_classes(env.action_space), grid_size)
+        self.action_space = self.coding.space
+
+    def action(self, action: Any) -> dict[str, Any]:
+        """The environment's own action."""
+        array = _checked(np.asarray(action), self.coding.space.shape, self.coding.space)
+        decoded = self.coding.decode(array[None])
+        return {"location": decoded["location"][0], "label": int(decoded["label"][0])}
+
+
+class _VectorWrapper(VectorActionWrapper):
+    _coding: type[_Coding]
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int | None = None) -> None:
+        super().__init__(env)
+        self.coding = self._coding(_num_classes(env.single_action_space), grid_size)
+        self.single_action_space = self.coding.space
+        self.action_space = batch_space(self.coding.space, env.num_envs)
+
+    def actions(self, actions: Any) -> dict[str, Any]:
+        """The environment's own actions."""
+        array = actions if hasattr(actions, "detach") else np.asarray(actions)
+        expected = (self.num_envs, *(self.coding.space.shape or ()))
+        return self.coding.decode(_checked(array, expected, self.coding.space))
+
+
+def _num_classes(space: spaces.Space[Any]) -> int:
+    if not isinstance(space, spaces.Dict) or not isinstance(space.get("label"), spaces.Discrete):
+        raise ValueError(f"env must have the action space of GlimpseEnv, a Dict of location and label, got {space}")
+    return int(space["label"].n)  # type: ignore[attr-defined]
+
+
+def _checked(array: Array, shape: tuple[int, ...] | None, space: spaces.Space[Any]) -> Array:
+    """The array; ValueError if its shape, kind or range is not the space's."""
+    if tuple(array.shape) != shape:
+        raise ValueError(f"action must have shape {shape}, got {tuple(array.shape)}")
+    xp = array_namespace(array)
+    if isinstance(space, spaces.Box):
+        return xp.astype(array, xp.float32)
+    if not xp.isdtype(array.dtype, "integral"):
+        raise ValueError(f"action must be integers, got dtype {array.dtype}")
+    array = xp.astype(array, xp.int64)
+    bounds = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)  # type: ignore[attr-defined]
+    if xp.any((array < 0) | (array >= xp.asarray(bounds, device=device(array)))):
+        raise ValueError(f"action must lie in {space}, got {array.tolist()}")
+    return array
+
+
+class BoxAction(_SingleWrapper):
+    """Actions as one vector: (x, y, one score per label); the label is the highest score.
+
+    Action: float32 (2 + L,) in [-1, 1]; x and y outside are clipped.
+
+    Raises:
+        ValueError: NaN, infinity or a wrong shape; the environment's state is then unchanged.
+    """
+
+    _coding = _Box
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+
+
+class MultiDiscreteAction(_SingleWrapper):
+    """Actions as (column, row, label): the centre of a cell of a G x G grid over the canvas, and the answer.
+
+    Action: MultiDiscrete([G, G, L]).
+
+    Args:
+        env: an environment with GlimpseEnv's action space.
+        grid_size: number G of cells along each axis.
+
+    Raises:
+        ValueError: a wrong shape or kind, or a number out of range; the environment's state is then unchanged.
+    """
+
+    _coding = _MultiDiscrete
+
+    def __init__(self, env: gym.Env[Any, Any], grid_size: int = GRID_SIZE) -> None:
+        super().__init__(env, grid_size)
+
+
+class DiscreteAction(_SingleWrapper):
+    """Actions as one number, (row * G + column) * L + label: `MultiDiscreteAction` spread out.
+
+    Action: Discrete(G * G * L).
+
+    Args:
+        env: an environment with GlimpseEnv's action space.
+        grid_size: number G of cells along each axis.
+
+    Raises:
+        ValueError: no integer, or out of range; the environment's state is then unchanged.
+    """
+
+    _coding = _Discrete
+
+    def __init__(self, env: gym.Env[Any, Any], grid_size: int = GRID_SIZE) -> None:
+        super().__init__(env, grid_size)
+
+
+class VectorBoxAction(_VectorWrapper):
+    """`BoxAction` for the vector environment: float32 (N, 2 + L), arrays or tensors."""
+
+    _coding = _Box
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+
+
+class VectorMultiDiscreteAction(_VectorWrapper):
+    """`MultiDiscreteAction` for the vector environment: integers (N, 3), arrays or tensors."""
+
+    _coding = _MultiDiscrete
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int = GRID_SIZE) -> None:
+        super().__init__(env, grid_size)
+
+
+class VectorDiscreteAction(_VectorWrapper):
+    """`DiscreteAction` for the vector environment: integers (N,), arrays or tensors."""
+
+    _coding = _Discrete
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int = GRID_SIZE) -> None:
+        super().__init__(env, grid_size)

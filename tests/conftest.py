@@ -1,0 +1,54 @@
+"""Shared fixtures. MNIST is looked for in --data-root or $RAM_GYM_DATA; without it, tests that need it are skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--data-root", default=os.environ.get("RAM_GYM_DATA"), help="folder with MNIST (MNIST/raw/...)")
+
+
+def _mnist_root(config: pytest.Config) -> str | None:
+    root = config.getoption("--data-root")
+    if root and all((Path(root) / "MNIST" / "raw" / file).is_file() for file in FILES):
+        return str(Path(root).absolute())
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _mnist_root(config) is None:
+        skip = pytest.mark.skip(reason="NEEDS MNIST: give --data-root DIR or set RAM_GYM_DATA")
+        for item in items:
+            if "mnist" in item.keywords:
+                item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _mnist_root(config) is None:
+        terminalreporter.write_line(
+            "WARNING: MNIST not found, so every test on real MNIST was SKIPPED (--data-root DIR or RAM_GYM_DATA)",
+            yellow=True,
+            bold=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def mnist_root(request: pytest.FixtureRequest) -> str:
+    """Folder with MNIST; tests that use it are marked `mnist`."""
+    root = _mnist_root(request.config)
+    assert root is not None, "mark this test with @pytest.mark.mnist"
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_images() -> tuple[np.ndarray, np.ndarray]:
+    """Twenty random 6x5 images of five classes."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (20, 6, 5), dtype=np.uint8), np.arange(20) % 5

@@ -1,0 +1,77 @@
+"""The import rules, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each module may import what stands in a row before its own, and its neighbours where noted.
+ORDER = [
+    {"config", "coordinates"},
+    {"retina", "scenes", "datasets", "rendering"},
+    {"env"},
+    {"vector_env"},
+    {"wrappers", "evaluation"},
+    {"tasks"},
+    {"registration"},
+    {"__init__"},
+]
+LAYER = {name: layer for layer, names in enumerate(ORDER) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of modules, and of things in them, that a file imports anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files("ram_gym"), ids=lambda path: path.stem)
+def test_ram_gym_imports_only_what_stands_left_of_it(path: Path) -> None:
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        assert package not in {"agents", "examples", "tests", "benchmarks"}, f"{path} imports {name}"
+        module = rest.partition(".")[0]
+        if package == "ram_gym" and module in LAYER:
+            assert LAYER[module] < LAYER[path.stem], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", files("agents"), ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_agents_use_public_names_and_do_not_import_each_other(path: Path) -> None:
+    import ram_gym
+
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        assert package not in {"examples", "tests", "benchmarks"}, f"{path} imports {name}"
+        if package == "ram_gym" and rest:
+            assert rest in ram_gym.__all__, f"{path} imports {name}, which is not public"
+        if path.parent.name == "ram":
+            assert not name.startswith("agents.sb3"), f"{path} imports {name}"
+        if path.parent.name == "sb3":
+            assert not name.startswith("agents.ram"), f"{path} imports {name}"
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {path.stem for path in files("ram_gym")} == set(LAYER)
+
+
+def test_public_names_exist() -> None:
+    import ram_gym
+
+    for name in ram_gym.__all__:
+        assert getattr(ram_gym, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ram_gym.nothing

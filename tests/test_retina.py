@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ram_gym import GlimpseConfig, take_glimpses
+from ram_gym.coordinates import clip_locations, location_to_pixel, patch_origins, pixel_to_location
+
+
+def ramp(size: int) -> np.ndarray:
+    """A canvas whose pixel (x, y) has the value 10 y + x."""
+    return (10 * np.arange(size)[:, None] + np.arange(size))[None, None].astype(np.uint8)
+
+
+def look(canvas: np.ndarray, x: float, y: float, **fields: int) -> np.ndarray:
+    config = GlimpseConfig(canvas_size=canvas.shape[-1], **fields)
+    return take_glimpses(canvas, np.array([[x, y]], np.float32), config)[0] * 255
+
+
+def test_centre_patch_of_an_even_side_is_the_middle_of_the_canvas() -> None:
+    np.testing.assert_allclose(look(ramp(4), 0, 0, patch_size=2)[0], [[11, 12], [21, 22]], rtol=1e-6)
+
+
+def test_centre_patch_of_an_odd_side_is_centred_on_a_pixel() -> None:
+    expected = [[11, 12, 13], [21, 22, 23], [31, 32, 33]]
+    np.testing.assert_allclose(look(ramp(5), 0, 0, patch_size=3)[0], expected, rtol=1e-6)
+
+
+def test_x_is_to_the_right_and_y_is_down() -> None:
+    np.testing.assert_allclose(look(ramp(4), 0.5, -0.5, patch_size=2)[0], [[2, 3], [12, 13]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (-1, -1, [[0, 0], [0, 0]]),  # of the ramp only pixel (0, 0) = 0 is seen, in the last corner
+        (1, 1, [[33, 0], [0, 0]]),
+        (1, -1, [[0, 0], [3, 0]]),
+        (-1, 1, [[0, 30], [0, 0]]),
+    ],
+)
+def test_outside_the_canvas_is_zero(x: float, y: float, expected: list[list[int]]) -> None:
+    np.testing.assert_allclose(look(ramp(4), x, y, patch_size=2)[0], expected, rtol=1e-6)
+
+
+def test_second_scale_averages_blocks_of_four_pixels() -> None:
+    glimpse = look(ramp(4), 0, 0, patch_size=2, num_scales=2)
+    np.testing.assert_allclose(glimpse[1], [[5.5, 7.5], [25.5, 27.5]], rtol=1e-6)
+    np.testing.assert_allclose(glimpse[0], [[11, 12], [21, 22]], rtol=1e-6)
+
+
+def test_second_scale_at_the_corner_averages_zeros_in() -> None:
+    glimpse = look(np.full((1, 1, 4, 4), 200, np.uint8), -1, -1, patch_size=2, num_scales=2)
+    np.testing.assert_allclose(glimpse[1], [[0, 0], [0, 200]], rtol=1e-6)
+    glimpse = look(np.full((1, 1, 4, 4), 200, np.uint8), -0.5, 0, patch_size=2, num_scales=2)
+    np.testing.assert_allclose(glimpse[1], [[100, 200], [100, 200]], rtol=1e-6)
+
+
+def test_ties_between_pixels_go_to_the_even_corner() -> None:
+    # Side 4: location x is pixel 2 (x + 1). At 0.25 and 0.75 a patch of side 2 could begin on either side.
+    assert patch_origins(np.array([[2.5, 3.5]], np.float32), 2).tolist() == [[1, 3]]
+    assert patch_origins(np.array([[2.4, 2.6]], np.float32), 2).tolist() == [[1, 2]]
+    assert patch_origins(np.array([[2.0, 2.99]], np.float32), 3).tolist() == [[1, 1]]
+
+
+def test_channels_are_ordered_scale_first() -> None:
+    canvas = np.zeros((1, 3, 4, 4), np.uint8)
+    canvas[0, :] = np.array([10, 20, 30])[:, None, None]
+    glimpse = look(canvas, 0, 0, patch_size=2, num_scales=2)
+    np.testing.assert_allclose(glimpse.mean(axis=(1, 2)), [10, 20, 30, 10, 20, 30], rtol=1e-6)
+
+
+def slow_glimpse(canvas: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:
+    """A glimpse pixel by pixel, in exact fractions of integers, from a canvas with a wide border of zeros."""
+    size = config.canvas_size
+    border = config.patch_side(config.num_scales - 1) + 2
+    wide = np.pad(canvas.astype(np.int64), ((0, 0), (border, border), (border, border)))
+    patches = []
+    for scale in range(config.num_scales):
+        side, block = config.patch_side(scale), config.block_side(scale)
+        corner = []
+        for axis in (0, 1):
+            pixel = float(np.float32(np.float32(location[axis]) + np.float32(1)) * np.float32(size / 2))
+            middle = round(pixel) if side % 2 == 0 else int(np.floor(pixel))
+            corner.append(middle - side // 2 + border)
+        x, y = corner
+        square = wide[:, y : y + side, x : x + side]
+        blocks = square.reshape(len(canvas), config.patch_size, block, config.patch_size, block).sum(axis=(2, 4))
+        patches.append((blocks.astype(np.float64) / (255 * block * block)).astype(np.float32))
+    return np.concatenate(patches)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObject) -> None:
+    config = GlimpseConfig(
+        canvas_size=data.draw(st.integers(1, 24)),
+        patch_size=data.draw(st.integers(1, 7)),
+        num_scales=data.draw(st.integers(1, 4)),
+        scale_factor=data.draw(st.integers(2, 3)),
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    num, channels = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 3]))
+    shape = (num, channels, config.canvas_size, config.canvas_size)
+    canvases = rng.choice(np.array([0, 1, 254, 255], np.uint8), shape) if rng.random() < 0.3 else None
+    canvases = rng.integers(0, 256, shape, dtype=np.uint8) if canvases is None else canvases
+    locations = rng.uniform(-1, 1, (num, 2)).astype(np.float32)
+    locations[rng.random((num, 2)) < 0.2] = rng.choice([-1.0, 0.0, 1.0])
+    fast = take_glimpses(canvases, locations, config)
+    for canvas, location, glimpse in zip(canvases, locations, fast, strict=True):
+        np.testing.assert_array_equal(glimpse, slow_glimpse(canvas, location, config))
+    in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
+    np.testing.assert_array_equal(in_torch.numpy(), fast)
+    assert fast.min() >= 0
+    assert fast.max() <= 1
+
+
+def test_a_white_canvas_gives_exactly_one() -> None:
+    for scales, factor in ((4, 2), (3, 3), (2, 5)):
+        config = GlimpseConfig(canvas_size=64, patch_size=2, num_scales=scales, scale_factor=factor)
+        white = np.full((1, 1, 64, 64), 255, np.uint8)
+        assert (take_glimpses(white, np.zeros((1, 2), np.float32), config) == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1, 1, width=32), st.integers(1, 200))
+def test_pixels_and_locations_are_inverse(location: float, size: int) -> None:
+    there = location_to_pixel(np.array([location], np.float32), size)
+    assert 0 <= there[0] <= size
+    np.testing.assert_allclose(pixel_to_location(there, size), [location], atol=2e-6)
+
+
+def test_clipping_keeps_what_is_inside() -> None:
+    given_locations = np.array([[-3.0, 0.25], [1.5, -1.0]], np.float32)
+    assert clip_locations(given_locations).tolist() == [[-1.0, 0.25], [1.0, -1.0]]

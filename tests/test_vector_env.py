@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from ram_gym import GlimpseEnv, GlimpseVectorEnv
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))]
+NUM_ENVS = 5
+SETTING: dict[str, Any] = {
+    "canvas_size": 14,
+    "num_glimpses": 3,
+    "patch_size": 4,
+    "num_scales": 2,
+    "num_clutter": 2,
+    "clutter_size": 3,
+}
+
+
+def make(small_images: tuple, num_envs: int = NUM_ENVS, **arguments: Any) -> GlimpseVectorEnv:
+    return GlimpseVectorEnv(num_envs, dataset=small_images, **{**SETTING, **arguments})
+
+
+def to_numpy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: to_numpy(entry) for key, entry in value.items()}
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def random_actions(rng: np.random.Generator, num_envs: int = NUM_ENVS) -> dict[str, np.ndarray]:
+    locations = rng.uniform(-1.3, 1.3, (num_envs, 2)).astype(np.float32)
+    return {"location": locations, "label": rng.integers(0, 5, num_envs)}
+
+
+class Reference:
+    """N single environments in a loop, reset as a mode asks: what the vector environment must equal."""
+
+    def __init__(self, small_images: tuple, mode: AutoresetMode) -> None:
+        self.envs = [GlimpseEnv(dataset=small_images, **SETTING) for _ in range(NUM_ENVS)]
+        self.mode = mode
+        self.is_over = [False] * NUM_ENVS
+
+    def step(self, lane: int, action: dict[str, Any]) -> tuple[Any, float, bool, dict, Any, dict]:
+        """Observation, reward, terminated, info, final observation, final info."""
+        env = self.envs[lane]
+        if self.mode == AutoresetMode.NEXT_STEP and self.is_over[lane]:
+            self.is_over[lane] = False
+            return env.reset()[0], 0.0, False, {}, None, {}
+        observation, reward, terminated, _, info = env.step(action)
+        self.is_over[lane] = terminated
+        if terminated and self.mode == AutoresetMode.SAME_STEP:
+            return env.reset()[0], reward, terminated, {}, observation, info
+        return observation, reward, terminated, info, None, {}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("out_of_step", [False, True])
+def test_each_lane_equals_a_single_environment_bit_for_bit(
+    small_images: tuple, mode: AutoresetMode, output: Any, device: str, out_of_step: bool
+) -> None:
+    vector = make(small_images, autoreset_mode=mode, output=output, device=device)
+    reference = Reference(small_images, mode)
+    rng = np.random.default_rng(0)
+    observations = to_numpy(vector.reset(seed=10)[0])
+    singles = [env.reset(seed=10 + lane)[0] for lane, env in enumerate(reference.envs)]
+    for count in range(20):
+        for lane, single in enumerate(singles):
+            np.testing.assert_array_equal(observations["glimpse"][lane], single["glimpse"])
+            np.testing.assert_array_equal(observations["location"][lane], single["location"])
+        over = np.array(reference.is_over)
+        if (mode == AutoresetMode.DISABLED and over.any()) or (out_of_step and count in (1, 7)):
+            mask = over if mode == AutoresetMode.DISABLED and over.any() else rng.random(NUM_ENVS) < 0.5
+            mask[0] |= not mask.any()
+            observations = to_numpy(vector.reset(options={"reset_mask": mask})[0])
+            for lane in np.flatnonzero(mask):
+                singles[lane], reference.is_over[lane] = reference.envs[lane].reset()[0], False
+            continue
+        actions = random_actions(rng)
+        observations, rewards, terminated, truncated, info = (to_numpy(x) for x in vector.step(actions))
+        assert not truncated.any()
+        finals = info.get("final_info", {}) if mode == AutoresetMode.SAME_STEP else info
+        for lane in range(NUM_ENVS):
+            action = {"location": actions["location"][lane], "label": actions["label"][lane]}
+            singles[lane], reward, ended, expected_info, last, last_info = reference.step(lane, action)
+            assert (rewards[lane], terminated[lane]) == (reward, ended)
+            for key, value in {**expected_info, **last_info}.items():
+                assert finals[key][lane] == value
+                assert finals[f"_{key}"][lane]
+            if not ended:
+                assert not any(finals[key][lane] for key in finals)
+            if last is not None:
+                assert info["_final_obs"][lane]
+                np.testing.assert_array_equal(info["final_obs"]["glimpse"][lane], last["glimpse"])
+                np.testing.assert_array_equal(info["final_obs"]["location"][lane], last["location"])
+
+
+def test_numpy_and_torch_outputs_have_the_kinds_users_expect(small_images: tuple) -> None:
+    arrays = make(small_images)
+    observation, _ = arrays.reset(seed=0)
+    assert arrays.observation_space.contains(observation)
+    _, reward, terminated, truncated, _ = arrays.step(arrays.action_space.sample())
+    assert (reward.dtype, terminated.dtype, truncated.dtype) == (np.float64, np.bool_, np.bool_)
+    tensors = make(small_images, output="torch")
+    observation, _ = tensors.reset(seed=0)
+    _, reward, terminated, truncated, _ = tensors.step(random_actions(np.random.default_rng(0)))
+    assert (reward.dtype, terminated.dtype, truncated.dtype) == (torch.float32, torch.bool, torch.bool)
+
+
+def test_options_choose_scene_and_location_per_lane_or_for_all(small_images: tuple) -> None:
+    envs = make(small_images, output="torch")
+    envs.reset(options={"index": np.arange(5) + 3, "scene_seed": 4, "location": np.full((5, 2), 0.5)})
+    assert envs.labels.tolist() == [3, 4, 0, 1, 2]
+    same, _ = envs.reset(options={"index": 2, "scene_seed": torch.tensor([1, 1, 2, 2, 1]), "location": (0.0, 0.0)})
+    glimpses = same["glimpse"]
+    assert torch.equal(glimpses[0], glimpses[1])
+    assert torch.equal(glimpses[0], glimpses[4])
+    assert not torch.equal(envs.canvases[0], envs.canvases[2])
+    kept = envs.canvases
+    mask = torch.tensor([False, True, False, False, True])
+    envs.reset(options={"reset_mask": mask, "index": np.array([9, 9, 9, 9, 8])})
+    assert envs.labels.tolist() == [2, 4, 2, 2, 3]
+    assert torch.equal(envs.canvases[0], kept[0])
+
+
+def test_what_is_handed_out_is_not_shared(small_images: tuple) -> None:
+    for output in ("numpy", "torch"):
+        envs, untouched = (make(small_images, output=output, autoreset_mode="SameStep") for _ in range(2))
+        handed = [envs.reset(seed=0)[0]]
+        untouched.reset(seed=0)
+        rng, same = np.random.default_rng(1), np.random.default_rng(1)
+        for _ in range(8):
+            actions = random_actions(rng)
+            ours = envs.step(actions)
+            theirs = untouched.step(random_actions(same))
+            np.testing.assert_array_equal(to_numpy(ours[0]["glimpse"]), to_numpy(theirs[0]["glimpse"]))
+            if "final_obs" in ours[4]:
+                np.testing.assert_array_equal(
+                    to_numpy(ours[4]["final_obs"]["glimpse"]), to_numpy(theirs[4]["final_obs"]["glimpse"])
+                )
+                handed += [ours[4]["final_obs"], ours[4]["final_info"], {"_": ours[4]["_final_obs"]}]
+            handed += [ours[0], {"reward": ours[1], "terminated": ours[2], "truncated": ours[3]}, actions]
+            for values in handed:
+                for value in values.values():
+                    if isinstance(value, torch.Tensor | np.ndarray):
+                        value[...] = 0
+
+
+BAD = [
+    ({"location": np.zeros((5, 3)), "label": np.zeros(5, int)}, r"\(5, 2\)"),
+    ({"location": np.zeros((4, 2)), "label": np.zeros(5, int)}, r"\(5, 2\)"),
+    ({"location": np.full((5, 2), np.nan), "label": np.zeros(5, int)}, "finite"),
+    ({"location": np.zeros((5, 2)), "label": np.zeros(4, int)}, r"\(5,\)|integers \(5\)"),
+    ({"location": np.zeros((5, 2)), "label": np.zeros(5)}, "integer"),
+    ({"location": np.zeros((5, 2)), "label": np.full(5, 5)}, r"\[0, 5\)"),
+    ({"location": np.zeros((5, 2)), "label": 0}, r"\(5,\)"),
+    ({"location": np.zeros((5, 2))}, "no label"),
+    ({"location": np.zeros((5, 2)), "label": np.zeros(5, int), "x": 1}, "unknown x"),
+    ({"location": "x", "label": np.zeros(5, int)}, "numbers"),
+    (np.zeros((5, 3)), "dict"),
+]
+
+
+@pytest.mark.parametrize(("actions", "message"), BAD)
+def test_bad_actions_are_errors_and_change_nothing(small_images: tuple, actions: Any, message: str) -> None:
+    envs, untouched = make(small_images), make(small_images)
+    envs.reset(seed=0)
+    untouched.reset(seed=0)
+    rng, same = np.random.default_rng(1), np.random.default_rng(1)
+    for _ in range(5):
+        with pytest.raises(ValueError, match=message):
+            envs.step(actions)
+        ours, theirs = envs.step(random_actions(rng)), untouched.step(random_actions(same))
+        np.testing.assert_array_equal(ours[0]["glimpse"], theirs[0]["glimpse"])
+        np.testing.assert_array_equal(ours[2], theirs[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"options": {"reset_mask": np.ones(4, bool)}}, "reset_mask"),
+        ({"options": {"reset_mask": np.ones(5)}}, "reset_mask"),
+        ({"options": {"index": 20}}, "index"),
+        ({"options": {"index": np.zeros(3, int)}}, "index"),
+        ({"options": {"location": np.zeros((3, 2))}}, "location"),
+        ({"options": {"colour": 1}}, "unknown colour"),
+        ({"seed": [1, 2]}, "seed"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_resets_are_errors_and_change_nothing(small_images: tuple, arguments: dict, message: str) -> None:
+    envs, untouched = make(small_images), make(small_images)
+    envs.reset(seed=0)
+    untouched.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        envs.reset(**arguments)
+    actions = random_actions(np.random.default_rng(0))
+    np.testing.assert_array_equal(envs.step(actions)[0]["glimpse"], untouched.step(actions)[0]["glimpse"])
+    np.testing.assert_array_equal(envs.reset()[0]["glimpse"], untouched.reset()[0]["glimpse"])
+
+
+def test_lanes_that_ended_need_a_reset_when_autoreset_is_disabled(small_images: tuple) -> None:
+    envs = make(small_images, autoreset_mode="DISABLED", num_glimpses=1)
+    with pytest.raises(gym.error.ResetNeeded, match="all"):
+        envs.step(random_actions(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="first reset"):
+        envs.reset(options={"reset_mask": np.array([True, False, True, True, True])})
+    envs.reset(seed=0)
+    envs.step(random_actions(np.random.default_rng(0)))
+    envs.reset(options={"reset_mask": np.array([True, False, True, False, True])})
+    with pytest.raises(gym.error.ResetNeeded, match=r"\[1, 3\]"):
+        envs.step(random_actions(np.random.default_rng(0)))
+
+
+def test_modes_are_given_as_enum_name_or_value_and_declared(small_images: tuple) -> None:
+    for given in (AutoresetMode.SAME_STEP, "SameStep", "SAME_STEP"):
+        envs = make(small_images, autoreset_mode=given)
+        assert envs.autoreset_mode is envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert make(small_images).autoreset_mode is AutoresetMode.NEXT_STEP
+    with pytest.raises(ValueError, match="'NextStep'"):
+        make(small_images, autoreset_mode="sometimes")
+    for arguments, message in (({"output": "jax"}, "output"), ({"num_envs": 0}, "num_envs")):
+        with pytest.raises(ValueError, match=message):
+            make(small_images, **arguments)
+
+
+def test_seed_lists_and_partial_seeding(small_images: tuple) -> None:
+    envs = make(small_images)
+    by_list, _ = envs.reset(seed=[10, 11, 12, 13, 14])
+    by_one, _ = make(small_images).reset(seed=10)
+    np.testing.assert_array_equal(by_list["glimpse"], by_one["glimpse"])
+    before = by_list["glimpse"].copy()
+    again, _ = envs.reset(seed=10, options={"reset_mask": np.array([True, False, False, False, False])})
+    np.testing.assert_array_equal(again["glimpse"], before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU")
+def test_a_bad_action_on_an_accelerator_is_reported_at_the_next_reset(small_images: tuple) -> None:
+    envs = make(small_images, output="torch", autoreset_mode="Disabled", device="cuda")
+    envs.reset(seed=0)
+    labels = torch.zeros(5, dtype=torch.int64, device="cuda")
+    envs.step({"location": torch.full((5, 2), torch.nan, device="cuda"), "label": labels})
+    with pytest.raises(ValueError, match="since the last reset"):
+        envs.reset()
+    envs.reset()
