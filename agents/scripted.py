@@ -22,9 +22,9 @@ SCRIPTED_LOCATORS = ("random", "centre", "scan", "oracle")
 
 
 def scan_path(num_locations: int) -> Tensor:
-    """Locations that cover the canvas: the centre, then a sunflower spiral outwards. float32 (num_locations, 2)."""
+    """Locations that cover the canvas evenly, a sunflower spiral outwards. float32 (num_locations, 2)."""
     number = torch.arange(num_locations, dtype=torch.float32)
-    radius = 0.8 * (number / max(num_locations - 1, 1)).sqrt()
+    radius = 0.8 * ((number + 0.5) / max(num_locations, 1)).sqrt()
     angle = number * math.pi * (3 - math.sqrt(5))
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
 

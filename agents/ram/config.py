@@ -117,12 +117,14 @@ _LOWEST = {
     "checkpoint_minutes": 0,
 }
 
+_FOVEATED = {"epochs": 100, "location_std": 0.25, "final_location_std": 0.05, "reinforce_weight": 0.3}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 120, "batch_size": 64},
-    "mnist-28": {"epochs": 100},
-    "translated-60": {"epochs": 100},
-    "cluttered-60": {"epochs": 60},
-    "cluttered-100": {"epochs": 60},
+    "digits": {"epochs": 120, "batch_size": 64, "location_std": 0.2, "final_location_std": 0.05},
+    "mnist-28": {"epochs": 80, "location_std": 0.2, "final_location_std": 0.05},
+    "translated-60": _FOVEATED,
+    "cluttered-60": _FOVEATED,
+    "cluttered-100": _FOVEATED,
 }
 """What each task changes in RamConfig."""
 

@@ -1,0 +1,150 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from agents.cli import main
+from agents.runs import RunFolder
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--task", "digits", "--hidden-size", "16", "--glimpse-hidden-size", "8", "--locator-hidden-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "small"
+    main(["train", "ram", *SMALL, "--epochs", "2", "--out", str(path)])
+    return path
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    main(list(arguments))
+    return capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    return shown.out + shown.err
+
+
+@pytest.mark.parametrize("protocol", ["single", "average-10"])
+def test_evaluate_prints_the_object_it_promises(run: Path, capsys: Any, protocol: str) -> None:
+    found = json.loads(output(capsys, "evaluate", str(run), "--protocol", protocol, "--json"))
+    assert {"task", "policy", "protocol", "episodes", "errors", "error_percent", "interval_percent"} <= set(found)
+    assert (found["task"], found["protocol"], found["episodes"]) == ("digits", protocol, 358)
+    assert found["error_percent"] == 100 * found["errors"] / 358
+    low, high = found["interval_percent"]
+    assert low < found["error_percent"] < high
+    assert RunFolder(run).read_json("results.json")[f"test {protocol}"] == found
+    text = output(capsys, "evaluate", str(run), "--protocol", protocol)
+    assert f"error {found['error_percent']:.2f}% ({found['errors']} of 358)" in text
+
+
+def test_compare_scores_all_policies_on_the_same_scenes(run: Path, capsys: Any) -> None:
+    names = ["random", "centre", "scan", "oracle"]
+    rows = json.loads(output(capsys, "compare", str(run), *names, "--task", "digits", "--json"))
+    assert [row["policy"] for row in rows] == [str(run), *(f"{name}*" for name in names)]
+    alone = json.loads(output(capsys, "evaluate", str(run), "--json"))
+    assert rows[0] == alone
+    for row in rows[1:]:
+        assert row["difference_percent"] == pytest.approx(row["error_percent"] - alone["error_percent"])
+        low, high = row["difference_interval_percent"]
+        assert low <= row["difference_percent"] <= high
+        assert 0 <= row["p_value"] <= 1
+    table = output(capsys, "compare", str(run), "random")
+    assert "error %" in table
+    assert "random*" in table
+    guessing = json.loads(output(capsys, "compare", "random", "--task", "digits", "--json"))
+    assert 80 < guessing[0]["error_percent"] < 97
+
+
+def test_watch_draws_every_episode(run: Path, capsys: Any, tmp_path: Path) -> None:
+    output(capsys, "watch", str(run), "--gif", str(tmp_path / "new" / "a.gif"), "--episodes", "3")
+    with Image.open(tmp_path / "new" / "a.gif") as image:
+        assert image.n_frames > 3 * 6
+        assert image.width > 400
+
+
+def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> None:
+    assert "holds no run" in refusal(capsys, "evaluate", str(tmp_path))
+    assert "already" in refusal(capsys, "train", "ram", *SMALL, "--out", str(run))
+    assert "task must be one of" in refusal(capsys, "train", "ram", "--task", "imagenet")
+    assert "drop the options" in refusal(capsys, "train", "ram", "--resume", str(run), "--epochs", "9")
+    assert "holds no run" in refusal(capsys, "train", "ram", "--resume", str(tmp_path / "nothing"))
+    assert "is a run on digits" in refusal(capsys, "compare", str(run), "--task", "mnist-28")
+    assert "--task must be given" in refusal(capsys, "compare", "random")
+    assert "POLICY" in refusal(capsys, "compare") or "policies" in refusal(capsys, "compare")
+    assert "first must lie" in refusal(capsys, "watch", str(run), "--gif", str(tmp_path / "x.gif"), "--first", "358")
+    missing = refusal(capsys, "train", "ram", "--task", "mnist-28", "--data-root", str(tmp_path), "--out", str(tmp_path))
+    assert "digits" in missing
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_help_reads_well(capsys: Any) -> None:
+    for arguments, words in (
+        (["--help"], ["train", "evaluate", "compare", "watch"]),
+        (["train", "--help"], ["ram", "Recurrent Attention Model"]),
+        (["train", "ram", "--help"], ["--task", "--epochs", "--location-std", "--resume", "Passes over the training"]),
+        (["train", "ram", "--task", "digits", "--help"], ["default: 120"]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        shown = capsys.readouterr().out
+        for word in words:
+            assert word in shown
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "agents", "train", "ram", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_epochs(folder: Path, epochs: int) -> None:
+    end = time.monotonic() + 120
+    while len(RunFolder(folder).read_metrics()) < epochs:
+        assert time.monotonic() < end, "training did not get that far in two minutes"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_resumes_to_the_numbers_of_an_unbroken_one(tmp_path: Path, how: signal.Signals) -> None:
+    arguments = [*SMALL, "--epochs", "40", "--checkpoint-minutes", "0.001"]
+    broken = start(*arguments, "--out", str(tmp_path / "broken"))
+    wait_for_epochs(tmp_path / "broken", 2)
+    broken.send_signal(how)
+    _, errors = broken.communicate(timeout=60)
+    assert broken.returncode == (130 if how == signal.SIGINT else -how), errors
+    if how == signal.SIGINT:
+        assert f"saved. To go on: python -m agents train ram --resume {tmp_path / 'broken'}" in errors
+    assert len(RunFolder(tmp_path / "broken").read_metrics()) < 40, "it was over before it was stopped"
+    for process in (
+        start("--resume", str(tmp_path / "broken")),
+        start(*arguments, "--out", str(tmp_path / "unbroken")),
+    ):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    broken_rows, unbroken_rows = (
+        [{k: v for k, v in row.items() if k != "train_seconds"} for row in RunFolder(tmp_path / name).read_metrics()]
+        for name in ("broken", "unbroken")
+    )
+    assert broken_rows == unbroken_rows
+    for name in ("best.safetensors",):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
