@@ -158,16 +158,19 @@ def test_the_patches_beside_the_canvas_are_the_glimpse(channels: int, seed: int)
     observation, _ = env.reset(seed=seed)
     frame = env.render()
     assert frame is not None
+    tops = []
     for scale in range(3):
         mask = has_colour(frame, SCALES[scale])
         mask[:, : 12 + 9 * 47 + 12] = False  # the squares on the canvas
         top, left, bottom, right = (edge + shift for edge, shift in zip(box_of(mask), (3, 3, -3, -3), strict=True))
+        tops.append(top)
         zoom, rest = divmod(bottom - top, 4)
         assert (rest, right - left) == (0, bottom - top)
         assert zoom >= 10
         expected = np.rint(observation["glimpse"][scale * channels : (scale + 1) * channels] * 255).transpose(1, 2, 0)
         expected = np.broadcast_to(expected, (4, 4, 3)).repeat(zoom, 0).repeat(zoom, 1)
         np.testing.assert_array_equal(frame[top:bottom, left:right], expected)
+    assert tops == sorted(tops)  # the finest first
 
 
 def test_captions_are_green_for_right_answers_and_red_for_wrong_ones() -> None:

@@ -1,0 +1,82 @@
+"""The examples and every snippet of the README run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.cli import main
+from ram_gym import TASKS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_examples_are_short_and_all_are_run_here() -> None:
+    paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    assert paths == {"quickstart", "random_agent"}
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 80
+
+
+def test_quickstart(tmp_path: Path, capsys: Any) -> None:
+    from examples.quickstart import quickstart
+
+    quickstart(tmp_path, epochs=1)
+    shown = capsys.readouterr().out
+    assert "error %" in shown
+    assert (tmp_path / "episodes.gif").stat().st_size > 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"learned", "random", "centre", "episodes.gif"}
+
+
+def test_random_agent_is_right_by_chance() -> None:
+    from examples.random_agent import play_many, play_one
+
+    assert play_one() in (True, False)
+    assert 0.05 < play_many(256, 24) < 0.15
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path) -> None:
+    # Shown for MNIST, run on the digits, which need no download.
+    (tmp_path / "snippet.py").write_text(snippet.replace("RamGym/MNIST-v0", "RamGym/Digits-v0"))
+    runpy.run_path(str(tmp_path / "snippet.py"))
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("#")[0].split() for line in lines if "python -m agents" in line]
+
+
+def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Each as written, but for the task and the length: run on the digits, for an epoch."""
+    monkeypatch.chdir(tmp_path)
+    assert commands(), "the README shows no command"
+    for command in commands():
+        arguments = command[command.index("agents") + 1 :]
+        if "--data-root" in arguments:
+            at = arguments.index("--data-root")
+            del arguments[at : at + 2]
+        arguments = ["digits" if word in TASKS else word for word in arguments]
+        if arguments[:2] == ["train", "ram"] and "--resume" not in arguments and "--help" not in arguments:
+            arguments += ["--epochs", "1", "--hidden-size", "8"]
+        if "--help" in arguments:
+            continue
+        main(arguments)
+    assert "Traceback" not in capsys.readouterr().err
+    sys.stdout.flush()
+
+
+def test_the_readme_lists_every_task() -> None:
+    for name, task in TASKS.items():
+        assert f"`{task.env_id}`" in README
+        assert f"`{name}`" in README
