@@ -7,7 +7,7 @@ import sys
 # process makes training on all cores more than ten times slower. Read when PyTorch is loaded, so it stands first.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-from agents.cli import main  # noqa: E402
+from agents.cli import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

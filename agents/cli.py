@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.progress import format_seconds, format_training, show_progress
+from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.policy import RamPolicy
 from agents.ram.trainer import AGENT, Progress, TrainResult, load_model, make_env, train
@@ -84,9 +84,7 @@ def _train_with_progress(config: RamConfig, folder: RunFolder, *, resume: bool) 
     with show_progress(f"ram {config.task}") as report:
 
         def on_progress(progress: Progress) -> None:
-            text = format_training(
-                progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics
-            )
+            text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
             report(progress.done, text, progress.seconds_left)
 
         return train(config, folder, resume=resume, on_progress=on_progress)

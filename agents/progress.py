@@ -16,7 +16,8 @@ SECONDS_BETWEEN_LINES = 10.0
 class Report(Protocol):
     """Tells how far the work is: a share in [0, 1], a line of text, and the seconds left."""
 
-    def __call__(self, done: float, text: str, seconds_left: float) -> None: ...
+    def __call__(self, done: float, text: str, seconds_left: float) -> None:
+        """Shows it."""
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def show_progress(title: str) -> Iterator[Report]:
     if not console.is_terminal:
         yield _lines(console, title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"))
-    with Progress(*columns, console=console) as bar:
+    status = TextColumn("{task.percentage:3.0f}%  {task.fields[text]}")
+    with Progress(TextColumn("{task.description}"), BarColumn(), status, console=console) as bar:
         work = bar.add_task(title, total=1.0, text="")
 
         def report(done: float, text: str, seconds_left: float) -> None:

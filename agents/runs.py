@@ -1,10 +1,10 @@
 """Run folders: what a training run leaves behind, written so that a kill at any moment leaves it readable.
 
-    config.json          the run's configuration, command and package versions
-    metrics.jsonl        one JSON object per epoch; the same numbers stand in TensorBoard's event files beside it
-    last.safetensors     everything that resuming needs
-    best.safetensors     the weights that did best on the validation split
-    results.json         what was found: validation while training, each evaluation after it
+config.json          the run's configuration, command and package versions
+metrics.jsonl        one JSON object per epoch; the same numbers stand in TensorBoard's event files beside it
+last.safetensors     everything that resuming needs
+best.safetensors     the weights that did best on the validation split
+results.json         what was found: validation while training, each evaluation after it
 """
 
 from __future__ import annotations

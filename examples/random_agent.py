@@ -1,6 +1,6 @@
 """An agent of your own: one environment, then 4,096 at once. Both play at random here.
 
-    python -m examples.random_agent
+python -m examples.random_agent
 """
 
 import time

@@ -14,6 +14,9 @@ COMPOSITIONS: tuple[Composition, ...] = ("add", "overwrite")
 EVALUATION_SCENE_SEED = 2014
 """The published scene seed: every validation and test scene is drawn with it unless another one is asked for."""
 
+MAX_SCALES = 64
+"""More scales, or a larger factor between them, than any canvas has use for."""
+
 CUSTOM_DATASET = "custom"
 """What `GlimpseConfig.dataset` says when the images came from the caller and not from a named dataset."""
 
@@ -69,12 +72,18 @@ class GlimpseConfig:
             raise TypeError(f"dataset must be a name (str), got {type(self.dataset).__name__}")
         if not isinstance(self.data_root, str | None):
             raise TypeError(f"data_root must be a folder's path (str) or None, got {self.data_root!r}")
+        for name in ("split", "composition"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.composition not in COMPOSITIONS:
             raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {self.composition!r}")
         if self.scene_seed is not None and self.scene_seed >= 2**63:
             raise ValueError(f"scene_seed must be below 2**63, got {self.scene_seed}")
+        for name in ("num_scales", "scale_factor"):
+            if getattr(self, name) > MAX_SCALES:
+                raise ValueError(f"{name} must be at most {MAX_SCALES}, got {getattr(self, name)}")
         if self.patch_size**2 * self.block_side(self.num_scales - 1) ** 2 * 255 >= 2**31:
             raise ValueError(
                 f"patch_size {self.patch_size} at {self.num_scales} scales of factor {self.scale_factor} spans "

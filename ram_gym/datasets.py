@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
             a pair (images, labels): images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, uint8, bool or
             floats in [0, 1]; labels integers (N,) from 0 on; used as they are, whatever the split;
             a map-style dataset (`len` and integer indexing) of (image, label) pairs, used likewise;
-            a mapping from split names to any of the last two.
+            a mapping from split names to any of the last two; the number of classes is that of all splits.
         split: "train", "validation" or "test".
         data_root: the folder with torchvision's datasets; None: see `default_data_root`. A dataset that is not there
             is downloaded where there is a network. Only the MNIST family reads it.
@@ -100,8 +101,6 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
     """
     if split not in SPLITS:
         raise DatasetError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if isinstance(source, Dataset):
-        return source
     if isinstance(source, str):
         if source == "digits":
             return _load_digits(split)
@@ -112,10 +111,23 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
     if isinstance(source, Mapping):
         if split not in source:
             raise DatasetError(f"dataset has no split {split!r}; it has {', '.join(map(str, source))}")
-        source = source[split]
-    if isinstance(source, tuple | list) and len(source) == 2:
-        images, labels = source
-        return _from_arrays(np.asarray(images), np.asarray(labels))
+        splits = {name: _from_user(images) for name, images in source.items()}
+        # One action space for all splits, though one of them may lack the last class.
+        return splits[split]._replace(num_classes=max(data.num_classes for data in splits.values()))
+    return _from_user(source)
+
+
+def as_numpy(value: Any) -> Any:
+    """A tensor as an array, whatever its device and gradient; anything else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def _from_user(source: Any) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    is_pair = isinstance(source, tuple | list) and len(source) == 2
+    if is_pair and not all(isinstance(item, tuple) and len(item) == 2 and np.ndim(item[1]) == 0 for item in source):
+        return _from_arrays(_as_array("images", source[0]), _as_array("labels", source[1]))
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return _from_pairs(source)
     raise DatasetError(
@@ -124,18 +136,26 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
     )
 
 
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(as_numpy(value))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{name} must be one array, all rows of one shape: {error}") from error
+
+
 def _from_pairs(pairs: Any) -> Dataset:
     images, labels = [], []
     for index in range(len(pairs)):
         try:
             image, label = pairs[index]
+            label = operator.index(label.item() if hasattr(label, "item") else label)
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"dataset item {index} must be a pair (image, label): {error}") from error
-        image = np.asarray(image)
+            raise DatasetError(f"dataset item {index} must be a pair (image, label), label an int: {error}") from error
+        image = _as_array(f"image {index}", image)
         if images and image.shape != images[0].shape:
             raise DatasetError(f"image {index} has shape {image.shape}, image 0 {images[0].shape}; make them equal")
         images.append(image)
-        labels.append(int(label))
+        labels.append(label)
     if not images:
         raise DatasetError("dataset is empty; expected at least one image")
     return _from_arrays(np.stack(images), np.asarray(labels))
@@ -160,8 +180,10 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray) -> Dataset:
         raise DatasetError(f"images must be uint8 in [0, 255] or floats in [0, 1], got dtype {images.dtype}")
     if labels.shape != (len(images),):
         raise DatasetError(f"labels must have shape ({len(images)},), one an image, got {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise DatasetError(f"labels must be integers from 0 on, got dtype {labels.dtype}, least {labels.min()}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DatasetError(f"labels must be integers from 0 on, got dtype {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise DatasetError(f"labels must be integers from 0 on, got {labels.min()} to {labels.max()}")
     return _frozen(images.astype(np.uint8), labels.astype(np.int64), int(labels.max()) + 1)
 
 
@@ -193,7 +215,11 @@ def _load_torchvision(name: str, split: str, root: str) -> Dataset:
     source = _TORCHVISION[name]
     is_train = split != "test"
     folder = Path(root) / source.torchvision_name / "raw"
-    loaded = _read_or_download(name, getattr(datasets, source.torchvision_name), root, folder, is_train)
+    # Under the dataset's own name, which is its folder's. Files of torchvision before 0.9 are not read: unlike the raw
+    # ones they have no known checksum.
+    base = getattr(datasets, source.torchvision_name)
+    make = type(base.__name__, (base,), {"_check_legacy_exist": lambda _: False})
+    loaded = _read_or_download(name, make, root, folder, is_train)
     images, labels = loaded.data.numpy(), loaded.targets.numpy()
     expected = 60_000 if is_train else 10_000
     if images.shape != (expected, 28, 28) or labels.shape != (expected,) or labels.max() > 9:

@@ -12,11 +12,13 @@ from gymnasium import spaces
 from ram_gym import scenes
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.coordinates import clip_locations
-from ram_gym.datasets import Dataset, DatasetError, load_dataset
+from ram_gym.datasets import Dataset, DatasetError, as_numpy, load_dataset
 from ram_gym.rendering import render_frame
 from ram_gym.retina import Pyramid, build_pyramid, sense
 
 RENDER_FPS = 2
+MAX_SEED = 2**62
+"""Seeds of environments are below this, so that lane i's, which is i more, is an int64 too."""
 
 
 class Setup(NamedTuple):
@@ -150,11 +152,13 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begins an episode. See the class for the options; the observation is the first glimpse, the info empty."""
         index, scene_seed, location = self._check_options(options or {})
+        if seed is not None:
+            seed = _check_integer("seed", seed, MAX_SEED)
         super().reset(seed=seed)
         if seed is not None:
             self._key, self._num_episodes = np.array([seed], np.int64), 0
         elif self._key is None:
-            self._key = self.np_random.integers(2**62, size=1)
+            self._key = self.np_random.integers(MAX_SEED, size=1)
         drawn_index, drawn_seed = scenes.episode_scenes(
             self._key, np.array([self._num_episodes]), len(self._data.images)
         )
@@ -275,7 +279,7 @@ def _check_integer(name: str, value: Any, bound: int) -> int:
 
 def _check_location(name: str, value: Any) -> np.ndarray:
     try:
-        location = np.asarray(value, np.float32)
+        location = np.asarray(as_numpy(value), np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be two numbers (x, y) in [-1, 1], got {value!r}") from None
     if location.shape != (2,):

@@ -53,7 +53,8 @@ def render_frame(
     patch_zoom = max(1, min((side - (rows - 1) * gap) // rows, side // 2) // config.patch_size)
     patch_side = patch_zoom * config.patch_size
     width = left + side + 2 * _MARGIN + columns * patch_side + (columns - 1) * gap + _MARGIN
-    image = Image.new("RGB", (width, top + side + _MARGIN), _BACKGROUND)
+    height = max(side, rows * patch_side + (rows - 1) * gap)
+    image = Image.new("RGB", (width, top + height + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(image)
 
     image.paste(_picture(canvas, zoom), (left, top))

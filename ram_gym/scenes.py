@@ -149,15 +149,17 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
     digits = images[indices]  # (N, C, H, W)
     if not config.num_clutter and height == width == size:
         return digits
-    flat = xp.zeros((num, channels * size * size), dtype=xp.int16, device=device(images))
+    # The sum of all pieces and the digit, unclipped, has to fit.
+    dtype = xp.int16 if 255 * (config.num_clutter + 1) < 2**15 else xp.int32
+    flat = xp.zeros((num, channels * size * size), dtype=dtype, device=device(images))
     if config.num_clutter:
         crops = _box_indices(placement.clutter_crop, channels, height, width, piece, piece)  # (N, J, C * piece^2)
         crops = placement.clutter_source[..., None] * (channels * height * width) + crops
-        pieces = xp.astype(xp.reshape(images, (-1,))[crops], xp.int16)
+        pieces = xp.astype(xp.reshape(images, (-1,))[crops], dtype)
         places = _box_indices(placement.clutter, channels, size, size, piece, piece)
         _add_at(flat, xp.reshape(places, (num, -1)), xp.reshape(pieces, (num, -1)))
     box = _box_indices(placement.digit, channels, size, size, height, width)  # (N, C * H * W)
-    values = xp.astype(xp.reshape(digits, (num, -1)), xp.int16)
+    values = xp.astype(xp.reshape(digits, (num, -1)), dtype)
     if config.composition == "add":
         _add_at(flat, box, values)
     else:
@@ -166,7 +168,7 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
 
 
 def _box_indices(origins: Array, channels: int, rows: int, columns: int, height: int, width: int) -> Array:
-    """Flat indices into (channels, rows, columns) arrays of boxes. int64 (..., 2) -> int64 (..., C * height * width)."""
+    """Flat indices of boxes in (channels, rows, columns) arrays. int64 (..., 2) -> int64 (..., C * height * width)."""
     xp = array_namespace(origins)
     y, x, c = (xp.arange(n, dtype=xp.int64, device=device(origins)) for n in (height, width, channels))
     inside = c[:, None, None] * (rows * columns) + y[:, None] * columns + x  # (C, height, width)

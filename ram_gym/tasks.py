@@ -31,7 +31,11 @@ TASKS: dict[str, Task] = {
     "digits": Task("RamGym/Digits-v0", {"dataset": "digits"}, "scikit-learn's digits, 28x28; needs no download"),
     "mnist-28": Task("RamGym/MNIST-v0", {}, "MNIST, 28x28"),
     "translated-60": Task("RamGym/TranslatedMNIST-v0", _TRANSLATED, "MNIST anywhere on 60x60"),
-    "cluttered-60": Task("RamGym/ClutteredMNIST-v0", {**_TRANSLATED, "num_clutter": 4}, "the same with 4 clutter pieces"),
+    "cluttered-60": Task(
+        "RamGym/ClutteredMNIST-v0",
+        {**_TRANSLATED, "num_clutter": 4},
+        "MNIST anywhere on 60x60 with 4 clutter pieces",
+    ),
     "cluttered-100": Task(
         "RamGym/ClutteredMNIST100-v0",
         {**_FOVEATED, "canvas_size": 100, "num_clutter": 4, "num_scales": 4},

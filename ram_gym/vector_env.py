@@ -14,7 +14,7 @@ from torch import Tensor
 from ram_gym import scenes
 from ram_gym.config import GlimpseConfig
 from ram_gym.coordinates import clip_locations
-from ram_gym.env import RENDER_FPS, check_keys, set_up
+from ram_gym.env import MAX_SEED, RENDER_FPS, check_keys, set_up
 from ram_gym.rendering import render_frame
 from ram_gym.retina import Pyramid, build_pyramid, sense
 
@@ -141,6 +141,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         scene_seed = self._check_integers("options['scene_seed']", options.get("scene_seed"), 2**63)
         location = self._check_locations("options['location']", options.get("location"), wait=True)
         seeds = self._check_seeds(seed)
+        if mask is not None and not mask.any():
+            raise ValueError("options['reset_mask'] must be True somewhere, got False everywhere")
         if not self._has_begun and mask is not None and not mask.all():
             raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
         if self.device.type != "cpu" and self._got_bad_action:
@@ -149,7 +151,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if seeds is not None or self._keys is None:
             super().reset(seed=int(seeds[0]) if seeds is not None else None)
             if seeds is None:
-                seeds = torch.as_tensor(self.np_random.integers(2**62, size=self.num_envs))
+                seeds = torch.as_tensor(self.np_random.integers(MAX_SEED, size=self.num_envs))
             keys = seeds.to(self.device)
             lanes = self._mask_tensor(mask)
             self._keys = keys if self._keys is None else torch.where(lanes, keys, self._keys)
@@ -358,7 +360,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     def _check_seeds(self, seed: Any) -> Tensor | None:
         """int64 (N,) on the host: N seeds, or one from which lane i's is `seed + i`."""
-        seeds = self._check_integers("seed", seed, 2**62)
+        seeds = self._check_integers("seed", seed, MAX_SEED)
         if seeds is None:
             return None
         seeds = seeds.cpu()

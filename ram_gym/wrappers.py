@@ -1,4 +1,6 @@
-"""Other action forms, for algorithms that do not take a Dict action: one class for the single and one for the vector env.
+"""Other action forms, for algorithms that do not take a Dict action.
+
+There is one class for the single and one for the vector environment.
 
 Each is a decoding of its own actions into (location, label), the same function for both. Observations stay as they
 are; `gymnasium.wrappers.FlattenObservation` makes them flat.
@@ -10,12 +12,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_torch_array
 from gymnasium import spaces
 from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ram_gym.coordinates import Array
+from ram_gym.datasets import as_numpy
 
 GRID_SIZE = 7
 """Default number of grid cells along each axis of the canvas."""
@@ -38,7 +41,7 @@ class _Box(_Coding):
 
     def decode(self, actions: Array) -> dict[str, Array]:
         xp = array_namespace(actions)
-        if not xp.all(xp.isfinite(actions)):
+        if _is_at_hand(actions) and not xp.all(xp.isfinite(actions)):
             raise ValueError("action must be finite, got NaN or infinity")
         return {"location": actions[:, :2], "label": xp.argmax(actions[:, 2:], axis=1)}
 
@@ -47,9 +50,9 @@ class _Grid(_Coding):
     """Locations are the centres of a G x G grid of cells that tile the canvas."""
 
     def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        if not isinstance(grid_size, int) or grid_size < 1:
+        if isinstance(grid_size, bool) or not isinstance(grid_size, int | np.integer) or grid_size < 1:
             raise ValueError(f"grid_size must be a positive int, got {grid_size!r}")
-        self.grid_size, self.num_classes = grid_size, num_classes
+        self.grid_size, self.num_classes = int(grid_size), num_classes
 
     def locations(self, columns: Array, rows: Array) -> Array:
         xp = array_namespace(columns)
@@ -76,17 +79,19 @@ class _Discrete(_Grid):
         return {"location": self.locations(cells % self.grid_size, cells // self.grid_size), "label": labels}
 
 
-class _SingleWrapper(gym.ActionWrapper[Any, Any, Any]):
+class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     _coding: type[_Coding]
 
     def __init__(self, env: gym.Env[Any, Any], grid_size: int | None = None) -> None:
-        super().__init__(env)
+        arguments = {} if grid_size is None else {"grid_size": grid_size}
+        gym.utils.RecordConstructorArgs.__init__(self, **arguments)
+        gym.ActionWrapper.__init__(self, env)
         self.coding = self._coding(_num_classes(env.action_space), grid_size)
         self.action_space = self.coding.space
 
     def action(self, action: Any) -> dict[str, Any]:
         """The environment's own action."""
-        array = _checked(np.asarray(action), self.coding.space.shape, self.coding.space)
+        array = _checked(np.asarray(as_numpy(action)), self.coding.space.shape, self.coding.space)
         decoded = self.coding.decode(array[None])
         return {"location": decoded["location"][0], "label": int(decoded["label"][0])}
 
@@ -108,9 +113,16 @@ class _VectorWrapper(VectorActionWrapper):
 
 
 def _num_classes(space: spaces.Space[Any]) -> int:
-    if not isinstance(space, spaces.Dict) or not isinstance(space.get("label"), spaces.Discrete):
-        raise ValueError(f"env must have the action space of GlimpseEnv, a Dict of location and label, got {space}")
-    return int(space["label"].n)  # type: ignore[attr-defined]
+    if isinstance(space, spaces.Dict) and set(space.spaces) == {"location", "label"}:
+        label, is_ours = space["label"], space["location"] == spaces.Box(-1.0, 1.0, (2,), np.float32)
+        if is_ours and isinstance(label, spaces.Discrete) and label.start == 0:
+            return int(label.n)
+    raise ValueError(f"env must have the action space of GlimpseEnv, a Dict of location and label, got {space}")
+
+
+def _is_at_hand(array: Array) -> bool:
+    """Whether values can be checked without waiting for a device. Elsewhere the environment reports bad ones later."""
+    return not is_torch_array(array) or array.device.type == "cpu"
 
 
 def _checked(array: Array, shape: tuple[int, ...] | None, space: spaces.Space[Any]) -> Array:
@@ -119,12 +131,15 @@ def _checked(array: Array, shape: tuple[int, ...] | None, space: spaces.Space[An
         raise ValueError(f"action must have shape {shape}, got {tuple(array.shape)}")
     xp = array_namespace(array)
     if isinstance(space, spaces.Box):
-        return xp.astype(array, xp.float32)
+        if not xp.isdtype(array.dtype, ("real floating", "integral")):
+            raise ValueError(f"action must be real numbers, got dtype {array.dtype}")
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, which decoding refuses
+            return xp.astype(array, xp.float32)
     if not xp.isdtype(array.dtype, "integral"):
         raise ValueError(f"action must be integers, got dtype {array.dtype}")
     array = xp.astype(array, xp.int64)
     bounds = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)  # type: ignore[attr-defined]
-    if xp.any((array < 0) | (array >= xp.asarray(bounds, device=device(array)))):
+    if _is_at_hand(array) and xp.any((array < 0) | (array >= xp.asarray(bounds, device=device(array)))):
         raise ValueError(f"action must lie in {space}, got {array.tolist()}")
     return array
 

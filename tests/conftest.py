@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if _mnist_root(config) is None:
         skip = pytest.mark.skip(reason="NEEDS MNIST: give --data-root DIR or set RAM_GYM_DATA")
         for item in items:
-            if "mnist" in item.keywords:
+            if item.get_closest_marker("mnist"):
                 item.add_marker(skip)
 
 

@@ -92,7 +92,8 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> 
     assert "--task must be given" in refusal(capsys, "compare", "random")
     assert "POLICY" in refusal(capsys, "compare") or "policies" in refusal(capsys, "compare")
     assert "first must lie" in refusal(capsys, "watch", str(run), "--gif", str(tmp_path / "x.gif"), "--first", "358")
-    missing = refusal(capsys, "train", "ram", "--task", "mnist-28", "--data-root", str(tmp_path), "--out", str(tmp_path))
+    where = str(tmp_path)
+    missing = refusal(capsys, "train", "ram", "--task", "mnist-28", "--data-root", where, "--out", where)
     assert "digits" in missing
     assert not (tmp_path / "config.json").exists()
 
@@ -114,7 +115,8 @@ def test_help_reads_well(capsys: Any) -> None:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "agents", "train", "ram", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_epochs(folder: Path, epochs: int) -> None:

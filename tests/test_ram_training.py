@@ -21,7 +21,7 @@ TINY = {"epochs": 2, "hidden_size": 16, "glimpse_hidden_size": 8, "locator_hidde
 
 
 def spot_task(num_envs: int) -> GlimpseVectorEnv:
-    """Three classes: a red, green or blue 4x4 spot off the centre of 32x32. The first look is at random, then one more."""
+    """Three classes: a red, green or blue 4x4 spot off the centre of 32x32. One look at random, then one more."""
     images = np.zeros((3, 3, 32, 32), np.uint8)
     images[[0, 1, 2], [0, 1, 2], 20:24, 20:24] = 255
     return GlimpseVectorEnv(

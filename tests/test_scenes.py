@@ -73,7 +73,9 @@ def test_first_locations_are_uniform_and_differ_between_rollouts() -> None:
     assert (scenes.first_locations(keys, 1) != locations).all(axis=1).mean() > 0.999
 
 
-def slow_canvas(images: np.ndarray, lane: int, index: int, place: scenes.Placement, config: GlimpseConfig) -> np.ndarray:
+def slow_canvas(
+    images: np.ndarray, lane: int, index: int, place: scenes.Placement, config: GlimpseConfig
+) -> np.ndarray:
     channels, height, width = images.shape[1:]
     canvas = np.zeros((channels, config.canvas_size, config.canvas_size), np.int64)
     piece = config.clutter_size

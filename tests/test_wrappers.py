@@ -284,7 +284,6 @@ def test_gymnasium_checker_has_nothing_to_say(wrapper: Any) -> None:
         gymnasium_check_env(wrapper(GlimpseEnv(render_mode="rgb_array", **FIELDS)), skip_render_check=True)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the wrappers do not record their arguments in the spec")
 @pytest.mark.parametrize("wrapper", SINGLE)
 def test_wrapped_environments_can_be_made_again_from_their_spec(wrapper: Any) -> None:
     env = wrapper(gym.make("RamGym/Digits-v0"))

@@ -46,7 +46,7 @@ class RamConfig:
     locator_hidden_size: int = 128
     """Units of a hidden layer in the location network; 0 is the paper's single linear layer."""
     locator: Locator = "learned"
-    """Who chooses locations: the learned location network, or a script (a control with an equally trained classifier)."""
+    """Who chooses locations: the learned location network, or a script, for an equally trained control."""
 
     location_std: float = 0.1
     """Standard deviation of the location policy, in units of [-1, 1], at the beginning."""

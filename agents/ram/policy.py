@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
 from agents.ram.network import RecurrentAttentionModel, State
 from agents.scripted import ScriptedLocator
 
@@ -26,7 +24,9 @@ class RamPolicy:
         locator: chooses the locations instead of the learned location network.
     """
 
-    def __init__(self, model: RecurrentAttentionModel, name: str = "ram", locator: ScriptedLocator | None = None) -> None:
+    def __init__(
+        self, model: RecurrentAttentionModel, name: str = "ram", locator: ScriptedLocator | None = None
+    ) -> None:
         self.model = model
         self.name = name
         self.locator = locator

@@ -202,9 +202,7 @@ class Trainer:
         options = {"index": index, "scene_seed": self._epoch_seed(), "location": first}
         std = location_std(config, self.done)
         rollout = play(self.model, self.env, options, std, self.generator, self.locator)
-        losses = rollout_losses(
-            rollout, std, config.rollouts, use_leave_one_out=config.baseline == "leave-one-out"
-        )
+        losses = rollout_losses(rollout, std, config.rollouts, use_leave_one_out=config.baseline == "leave-one-out")
         reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
         self.optimizer.zero_grad(set_to_none=True)
         total_loss(losses, reinforce_weight, config.baseline_weight).backward()

@@ -1,0 +1,82 @@
+"""What users hand over as a dataset, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ram_gym import DatasetError, GlimpseEnv, GlimpseVectorEnv, load_dataset
+
+IMAGE = np.full((6, 6), 9, np.uint8)
+
+
+@pytest.mark.parametrize("label", [0.7, 1.0, "3", "cat", None, [0, 1], np.array([1, 0])])
+def test_labels_that_are_no_integers_are_refused_not_rounded(label: Any) -> None:
+    with pytest.raises(DatasetError, match="item 2"):
+        load_dataset([(IMAGE, 0), (IMAGE, 1), (IMAGE, label)])
+
+
+@pytest.mark.parametrize("label", [1, np.int64(1), np.array(1), torch.tensor(1), np.uint8(1)])
+def test_integers_of_every_kind_are_labels(label: Any) -> None:
+    assert load_dataset([(IMAGE, 0), (IMAGE, label), (IMAGE, 0)]).labels.tolist() == [0, 1, 0]
+
+
+def test_two_pairs_are_a_dataset_of_two_images() -> None:
+    data = load_dataset([(IMAGE, 0), (IMAGE + 1, 1)])
+    assert data.images[:, 0, 0, 0].tolist() == [9, 10]
+    assert data.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 6, 6), np.uint8), np.array(["a", "b"]), "integers"),
+        (np.zeros((2, 6, 6), np.uint8), np.array([0, 2**40]), "integers from 0 on"),
+        ([np.zeros((6, 6)), np.zeros((5, 6))], [0, 1], "one array"),
+        (np.zeros((2, 6, 6), np.uint8), [[0], [1, 2]], "one array"),
+    ],
+)
+def test_arrays_that_make_no_sense_are_one_clear_error(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        load_dataset((images, labels))
+
+
+def test_tensors_are_taken_even_with_gradients() -> None:
+    images = torch.rand(3, 6, 6, requires_grad=True)
+    data = load_dataset((images, torch.arange(3)))
+    np.testing.assert_array_equal(data.images[:, 0], np.rint(images.detach().numpy() * 255))
+    pairs = load_dataset([(image, torch.tensor(0)) for image in images])
+    np.testing.assert_array_equal(pairs.images, data.images)
+
+
+def test_all_splits_of_a_mapping_have_one_action_space() -> None:
+    images = np.stack([IMAGE] * 4)
+    splits = {"train": (images, [0, 1, 2, 3]), "test": (images, [0, 1, 0, 1]), "validation": load_dataset("digits")}
+    for split in splits:
+        assert load_dataset(splits, split).num_classes == 10
+    assert GlimpseEnv(dataset=splits, split="test", canvas_size=28).action_space["label"].n == 10
+
+
+def test_much_clutter_is_clipped_to_white() -> None:
+    white = (np.full((2, 8, 8), 255, np.uint8), [0, 1])
+    for count in (127, 128, 300):
+        fields: dict[str, Any] = {"dataset": white, "canvas_size": 9, "clutter_size": 8, "num_clutter": count}
+        single, vector = GlimpseEnv(**fields), GlimpseVectorEnv(2, **fields)
+        single.reset(seed=0)
+        vector.reset(seed=0)
+        assert single.canvas.max() == vector.canvases.max() == 255
+        assert sorted(set(single.canvas.ravel().tolist())) == [255]
+
+
+def test_seeds_have_one_bound_and_an_empty_mask_is_refused() -> None:
+    single, vector = GlimpseEnv(dataset="digits"), GlimpseVectorEnv(2, dataset="digits")
+    single.reset(seed=2**62 - 1)
+    vector.reset(seed=2**62 - 1)
+    for env in (single, vector):
+        with pytest.raises(ValueError, match="seed"):
+            env.reset(seed=2**62)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="True somewhere"):
+        vector.reset(options={"reset_mask": np.zeros(2, bool)})
