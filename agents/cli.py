@@ -23,7 +23,6 @@ from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy, make_locator
 from ram_gym import Comparison, Evaluation, GlimpseConfig, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
 from ram_gym import compare as compare_evaluations
 
-EVALUATION_LANES = 1000
 BORROWED = "*"
 Split = Literal["test", "validation"]
 ProtocolName = Literal["single", "average-10"]
@@ -109,7 +108,7 @@ def evaluate_run(
         json: Print a JSON object and nothing else.
     """
     policy, config = _load_policy(run, device, data_root)
-    env = make_env(config, split, EVALUATION_LANES)
+    env = make_env(config.environment().replace(split=split), device)
     evaluation = _evaluate(policy, env, config.task, protocol)
     RunFolder(run).add_result(f"{split} {protocol}", evaluation.to_dict())
     if json:
@@ -163,9 +162,7 @@ def compare_policies(
             )
     evaluations: list[Evaluation] = []
     for name in policies:
-        env = GlimpseVectorEnv(
-            EVALUATION_LANES, setting.replace(split=split), device=device, output="torch", autoreset_mode="Disabled"
-        )
+        env = make_env(setting.replace(split=split), device)
         policy: Policy
         if name in runs:
             policy = runs[name][0]
@@ -228,7 +225,7 @@ def watch(
         milliseconds: How long each look is shown.
     """
     policy, config = _load_policy(run, "cpu", data_root)
-    env = make_env(config, split, max(episodes, 1))
+    env = make_env(config.environment().replace(split=split), config.device, max(episodes, 1))
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
         raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
     env.render_mode = "rgb_array"

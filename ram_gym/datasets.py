@@ -144,7 +144,8 @@ def _as_array(name: str, value: Any) -> np.ndarray:
 
 
 def _from_pairs(pairs: Any) -> Dataset:
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for index in range(len(pairs)):
         try:
             image, label = pairs[index]

@@ -137,7 +137,9 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        self.config, self._data, self.observation_space, self.action_space = set_up(config, dataset, overrides)
+        setup = set_up(config, dataset, overrides)
+        self.config, self._data = setup.config, setup.data
+        self.observation_space, self.action_space = setup.observation_space, setup.action_space  # type: ignore[assignment]
         self._key: np.ndarray | None = None  # int64 (1,), the seed
         self._num_episodes = 0  # begun since seeded
         self._num_steps: int | None = None  # taken in this episode; None where none is running
@@ -198,7 +200,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         }
         return self._observe(), float(label == answer), True, False, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The canvas with the path and the patches' squares, and the glimpse. uint8 (height, width, 3).
 
         None where `render_mode` is None.

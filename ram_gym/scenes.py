@@ -53,7 +53,7 @@ def draw_integers(keys: Array, draw: Array | int, bound: Array | int) -> Array:
 
 def scene_keys(indices: Array, scene_seeds: Array, split: str) -> Array:
     """The keys that all draws of scenes start from. int64 (N,), int64 (N,) -> int64 (N,)."""
-    return hash_with(hash_with(hash_with(scene_seeds, 0), SPLITS.index(split)), indices)  # type: ignore[arg-type]
+    return hash_with(hash_with(hash_with(scene_seeds, 0), SPLITS.index(split)), indices)
 
 
 def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array, Array]:

@@ -105,11 +105,12 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
-        self.config, data, self.single_observation_space, self.single_action_space = set_up(config, dataset, overrides)
+        self.config, data, single_observation_space, self.single_action_space = set_up(config, dataset, overrides)
+        self.single_observation_space = single_observation_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.num_classes = data.num_classes
-        self.num_images = len(data.images)
+        self.num_images, self.num_channels = data.images.shape[:2]
         # torch.tensor copies: the shared images stay read-only.
         self._images = torch.tensor(data.images, device=self.device)
         self._labels = torch.tensor(data.labels, device=self.device)
@@ -120,9 +121,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._keys: Tensor | None = None  # int64 (N,), the lanes' seeds
         self._num_episodes = self._zeros(torch.int64)
         self._index, self._scene_seed, self._prediction = (self._zeros(torch.int64) for _ in range(3))
-        self._first_location = self._zeros(torch.float32, 2)
         self._location = self._zeros(torch.float32, 2)
-        self._glimpse = self._zeros(torch.float32, *self.single_observation_space["glimpse"].shape)
+        self._glimpse = self._zeros(torch.float32, *single_observation_space["glimpse"].shape or ())
         self._placement: scenes.Placement | None = None
         self._pyramid: Pyramid = ()
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set

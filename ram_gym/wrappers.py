@@ -29,6 +29,9 @@ class _Coding:
 
     space: spaces.Space[Any]
 
+    def __init__(self, num_classes: int, grid_size: int | None) -> None:
+        raise NotImplementedError
+
     def decode(self, actions: Array) -> dict[str, Array]:
         """Actions (N, ...) -> location float32 (N, 2) and label int64 (N,)."""
         raise NotImplementedError
@@ -83,7 +86,7 @@ class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruct
     _coding: type[_Coding]
 
     def __init__(self, env: gym.Env[Any, Any], grid_size: int | None = None) -> None:
-        arguments = {} if grid_size is None else {"grid_size": grid_size}
+        arguments: dict[str, Any] = {} if grid_size is None else {"grid_size": grid_size}
         gym.utils.RecordConstructorArgs.__init__(self, **arguments)
         gym.ActionWrapper.__init__(self, env)
         self.coding = self._coding(_num_classes(env.action_space), grid_size)

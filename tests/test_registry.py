@@ -57,6 +57,16 @@ def test_sb3_check_env_has_nothing_to_say_of_wrapped_forms(env_id: str, wrapper:
         sb3_check_env(FlattenObservation(wrapper(gym.make(env_id, dataset=random_dataset()).unwrapped)), warn=True)
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("env_id", IDS)
+def test_gymnasium_check_env_has_nothing_to_say_of_wrapped_forms(env_id: str, wrapper: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # What is checked is wrapped on purpose; every other warning is an error.
+        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
+        check_env(wrapper(gym.make(env_id, dataset="digits", render_mode="rgb_array")))
+
+
 @pytest.mark.parametrize("env_id", IDS)
 def test_specs_survive_json(env_id: str) -> None:
     env = gym.make(env_id, dataset="digits", scene_seed=3, num_clutter=2, render_mode="rgb_array")

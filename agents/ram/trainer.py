@@ -27,10 +27,10 @@ from agents.ram.network import RecurrentAttentionModel
 from agents.ram.policy import RamPolicy
 from agents.runs import RunError, RunFolder
 from agents.scripted import ScriptedLocator, make_locator
-from ram_gym import GlimpseVectorEnv, evaluate
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, evaluate, load_dataset
 
 AGENT = "ram"
-VALIDATION_LANES = 1000
+EVALUATION_LANES = 1000
 
 
 class Progress(NamedTuple):
@@ -57,12 +57,18 @@ class TrainResult(NamedTuple):
     """Of the best epoch, single rollout."""
 
 
-def make_env(config: RamConfig, split: str, num_envs: int, **overrides: Any) -> GlimpseVectorEnv:
-    """The vector environment that a run trains or is evaluated on, with tensors on its device."""
+def make_env(setting: GlimpseConfig, device: str, num_envs: int | None = None) -> GlimpseVectorEnv:
+    """The vector environment that runs train and are evaluated on, with tensors on a device.
+
+    Without `num_envs` it is for evaluation: as many lanes as there are images, at most `EVALUATION_LANES`.
+    """
+    if num_envs is None:
+        images = load_dataset(setting.dataset, setting.split, setting.data_root).images
+        num_envs = min(len(images), EVALUATION_LANES)
     return GlimpseVectorEnv(
         num_envs,
-        config.environment().replace(split=split, **overrides),
-        device=config.device,
+        setting,
+        device=device,
         output="torch",
         autoreset_mode="Disabled",
     )
@@ -70,7 +76,7 @@ def make_env(config: RamConfig, split: str, num_envs: int, **overrides: Any) -> 
 
 def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:
     """A fresh network for an environment, with weights drawn from the run's seed."""
-    values = math.prod(env.single_observation_space["glimpse"].shape)
+    values = env.config.num_scales * env.num_channels * env.config.patch_size**2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return RecurrentAttentionModel(values, env.num_classes, config).to(env.device)
@@ -154,8 +160,9 @@ class Trainer:
 
     def __init__(self, config: RamConfig, folder: RunFolder | None = None) -> None:
         self.config, self.folder = config, folder
-        self.env = make_env(config, "train", config.batch_size * config.rollouts)
-        self.validation_env = make_env(config, "validation", VALIDATION_LANES)
+        setting = config.environment()
+        self.env = make_env(setting, config.device, config.batch_size * config.rollouts)
+        self.validation_env = make_env(setting.replace(split="validation"), config.device)
         self.updates_per_epoch = self.env.num_images // config.batch_size
         if not self.updates_per_epoch:
             raise ValueError(f"batch_size must be at most {self.env.num_images}, the images, got {config.batch_size}")
@@ -263,7 +270,7 @@ class Trainer:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "sums": self.sums}
-        about = {"epoch": self.epoch, "update_in_epoch": self.update_in_epoch, "seconds": self.seconds}
+        about: dict[str, Any] = {"epoch": self.epoch, "update_in_epoch": self.update_in_epoch, "seconds": self.seconds}
         about |= {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
         self.folder.write_tensors("last.safetensors", tensors, about)
 
@@ -329,7 +336,7 @@ def train(
         elif (folder.path / "last.safetensors").exists():
             trainer.load()
         folder.truncate_metrics(trainer.epoch)
-        trainer.last_metrics = (folder.read_metrics() or [None])[-1]
+        trainer.last_metrics = next(reversed(folder.read_metrics()), None)
     writer = _tensorboard(folder, trainer.epoch)
     saved = reported = time.perf_counter()
     began = trainer.seconds, trainer.done
@@ -356,7 +363,7 @@ def train(
     is_complete = trainer.epoch == config.epochs
     error, best_epoch = trainer.best
     if folder is not None and is_complete:
-        found = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
+        found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
         found |= {"train_seconds": round(trainer.seconds, 1), "scenes": (trainer.last_metrics or {}).get("scenes")}
         folder.add_result("validation", found)
     elif folder is not None:
@@ -375,7 +382,7 @@ def load_model(folder: RunFolder, device: str | None = None) -> tuple[RecurrentA
     except TypeError as error:
         raise RunError(f"{folder.path}/config.json is not of this version: {error}") from error
     weights, _ = folder.read_tensors("best.safetensors")
-    model = make_model(config, make_env(config, "validation", 1))
+    model = make_model(config, make_env(config.environment().replace(split="validation"), config.device, 1))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
