@@ -31,6 +31,16 @@ class RunError(ValueError):
     """A run folder is not there, is not what it should be, or would be overwritten."""
 
 
+def _hardware() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
 class RunFolder:
     """The files of one run.
 
@@ -54,7 +64,7 @@ class RunFolder:
         versions |= {package: metadata.version(package) for package in PACKAGES}
         command = ["python", "-m", "agents", *sys.argv[1:]] if Path(sys.argv[0]).name == "__main__.py" else sys.argv
         about = {"agent": agent, "config": config, "command": command, "versions": versions}
-        about["hardware"] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+        about["hardware"] = _hardware()
         self.write_json("config.json", about)
 
     def read_config(self, agent: str) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class RamConfig:
     """Adam's largest learning rate."""
     learning_rate_schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     """One-cycle rises over the first tenth and falls to 0 along a cosine; cosine only falls."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
     weight_average: float = 0.0
@@ -112,6 +114,7 @@ _LOWEST = {
     "locator_hidden_size": 0,
     "reinforce_weight": 0,
     "baseline_weight": 0,
+    "weight_decay": 0,
     "max_gradient_norm": 0,
     "validate_every": 1,
     "checkpoint_minutes": 0,

@@ -172,7 +172,9 @@ class Trainer:
             if config.weight_average
             else None
         )
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
         self.locator: ScriptedLocator | None = None
         self.validation_locator: ScriptedLocator | None = None
