@@ -17,7 +17,8 @@ from rich.table import Table
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.policy import RamPolicy
-from agents.ram.trainer import AGENT, Progress, TrainResult, load_model, make_env, train
+from agents.ram.rollout import AGENT, load_model, make_env
+from agents.ram.trainer import Progress, TrainResult, train
 from agents.runs import RunError, RunFolder
 from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy, make_locator
 from ram_gym import Comparison, Evaluation, GlimpseConfig, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+import os
 from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
@@ -15,7 +17,7 @@ EVALUATION_SCENE_SEED = 2014
 """The published scene seed: every validation and test scene is drawn with it unless another one is asked for."""
 
 MAX_SCALES = 64
-"""More scales, or a larger factor between them, than any canvas has use for."""
+"""More scales than any canvas has use for."""
 
 CUSTOM_DATASET = "custom"
 """What `GlimpseConfig.dataset` says when the images came from the caller and not from a named dataset."""
@@ -64,14 +66,18 @@ class GlimpseConfig:
             value = getattr(self, name)
             if name == "scene_seed" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise TypeError(f"{name} must be an int, got {value!r}")
+            value = operator.index(value)
+            object.__setattr__(self, name, value)
             if value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         if not isinstance(self.dataset, str):
             raise TypeError(f"dataset must be a name (str), got {type(self.dataset).__name__}")
-        if not isinstance(self.data_root, str | None):
-            raise TypeError(f"data_root must be a folder's path (str) or None, got {self.data_root!r}")
+        if self.data_root is not None:
+            if not isinstance(self.data_root, str | os.PathLike):
+                raise TypeError(f"data_root must be a folder's path or None, got {self.data_root!r}")
+            object.__setattr__(self, "data_root", os.fspath(self.data_root))
         for name in ("split", "composition"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}")
@@ -81,14 +87,8 @@ class GlimpseConfig:
             raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {self.composition!r}")
         if self.scene_seed is not None and self.scene_seed >= 2**63:
             raise ValueError(f"scene_seed must be below 2**63, got {self.scene_seed}")
-        for name in ("num_scales", "scale_factor"):
-            if getattr(self, name) > MAX_SCALES:
-                raise ValueError(f"{name} must be at most {MAX_SCALES}, got {getattr(self, name)}")
-        if self.patch_size**2 * self.block_side(self.num_scales - 1) ** 2 * 255 >= 2**31:
-            raise ValueError(
-                f"patch_size {self.patch_size} at {self.num_scales} scales of factor {self.scale_factor} spans "
-                f"{self.patch_side(self.num_scales - 1)} pixels; use fewer scales or a smaller factor"
-            )
+        if self.num_scales > MAX_SCALES:
+            raise ValueError(f"num_scales must be at most {MAX_SCALES}, got {self.num_scales}")
         if 255 * self.block_side(self.num_scales - 1) ** 2 >= 2**24:
             raise ValueError(
                 f"num_scales {self.num_scales} with scale_factor {self.scale_factor} sums more pixels than float32 "
@@ -119,7 +119,9 @@ class GlimpseConfig:
         names = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(overrides) - set(names))
         if unknown:
-            raise TypeError(f"unknown argument {', '.join(unknown)}; expected one of {', '.join(names)}")
+            raise TypeError(
+                f"unknown argument {', '.join(unknown)}; the fields of GlimpseConfig are {', '.join(names)}"
+            )
         return dataclasses.replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,8 +18,13 @@ Array = Any
 """A NumPy array or a PyTorch tensor; functions return the kind they are given."""
 
 
+def as_numpy(value: Any) -> Any:
+    """A tensor as an array, whatever its device and gradient; anything else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
 def clip_locations(locations: Array) -> Array:
-    """Locations moved to the nearest point of the canvas. float32 (..., 2) -> float32 (..., 2) in [-1, 1]."""
+    """Locations moved to the nearest point of the canvas. Floats (..., 2) -> the same kind, in [-1, 1]."""
     return array_namespace(locations).clip(locations, -1.0, 1.0)
 
 

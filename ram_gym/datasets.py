@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ram_gym.config import SPLITS
+from ram_gym.coordinates import as_numpy
 
 DATA_ROOT_VARIABLE = "RAM_GYM_DATA"
 VALIDATION_SIZE = 10_000
@@ -81,8 +82,9 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
     Args:
         source: one of
             a name: "digits", "mnist", "fashion-mnist" or "kmnist";
-            a pair (images, labels): images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, uint8, bool or
-            floats in [0, 1]; labels integers (N,) from 0 on; used as they are, whatever the split;
+            a pair (images, labels): images (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3 (the former where
+            both fit), uint8, bool or floats in [0, 1]; labels integers (N,) from 0 on; used as they are, whatever
+            the split;
             a map-style dataset (`len` and integer indexing) of (image, label) pairs, used likewise;
             a mapping from split names to any of the last two; the number of classes is that of all splits.
         split: "train", "validation" or "test".
@@ -112,14 +114,12 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
         if split not in source:
             raise DatasetError(f"dataset has no split {split!r}; it has {', '.join(map(str, source))}")
         splits = {name: _from_user(images) for name, images in source.items()}
+        channels = {name: data.images.shape[1] for name, data in splits.items()}
+        if len(set(channels.values())) > 1:
+            raise DatasetError(f"splits must have the same number of channels, got {channels}")
         # One action space for all splits, though one of them may lack the last class.
         return splits[split]._replace(num_classes=max(data.num_classes for data in splits.values()))
     return _from_user(source)
-
-
-def as_numpy(value: Any) -> Any:
-    """A tensor as an array, whatever its device and gradient; anything else as it is."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def _from_user(source: Any) -> Dataset:
@@ -152,6 +152,9 @@ def _from_pairs(pairs: Any) -> Dataset:
             label = operator.index(label.item() if hasattr(label, "item") else label)
         except (TypeError, ValueError) as error:
             raise DatasetError(f"dataset item {index} must be a pair (image, label), label an int: {error}") from error
+        mode = getattr(image, "mode", None)
+        if isinstance(mode, str) and mode not in ("1", "L", "RGB"):
+            raise DatasetError(f"image {index} has PIL mode {mode!r}; convert it to 'L' or 'RGB'")
         image = _as_array(f"image {index}", image)
         if images and image.shape != images[0].shape:
             raise DatasetError(f"image {index} has shape {image.shape}, image 0 {images[0].shape}; make them equal")

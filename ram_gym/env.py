@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -10,15 +10,13 @@ import numpy as np
 from gymnasium import spaces
 
 from ram_gym import scenes
+from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_location
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
-from ram_gym.coordinates import clip_locations
-from ram_gym.datasets import Dataset, DatasetError, as_numpy, load_dataset
+from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
 from ram_gym.retina import Pyramid, build_pyramid, sense
 
 RENDER_FPS = 2
-MAX_SEED = 2**62
-"""Seeds of environments are below this, so that lane i's, which is i more, is an int64 too."""
 
 
 class Setup(NamedTuple):
@@ -61,17 +59,6 @@ def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]
     return Setup(config, data, observation_space, action_space)
 
 
-def check_keys(name: str, given: Any, expected: tuple[str, ...], *, required: bool) -> None:
-    """Raises ValueError unless `given` is a dict whose keys are (all, if required, of) the expected ones."""
-    if not hasattr(given, "keys"):
-        raise ValueError(f"{name} must be a dict with keys {', '.join(expected)}, got {type(given).__name__}")
-    unknown = [str(key) for key in given if key not in expected]
-    missing = [key for key in expected if required and key not in given]
-    if unknown or missing:
-        what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
-        raise ValueError(f"{name} must have keys {', '.join(expected)}, got {what}")
-
-
 class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     """An image classification game in which the image is hidden and every look costs a step.
 
@@ -95,7 +82,8 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     ## Start
     The first glimpse is taken at a uniformly random location. `reset(options=...)` takes `index` (which image of the
     split), `scene_seed` (its placement and clutter) and `location` (float (2,), the first one). Without options they
-    follow from the seed: episode e of seed s is the same in the single and the vector environment.
+    follow from the seed: episode e of seed s is the same in the single and the vector environment. Images are then
+    drawn with replacement; to play each once, give `index`. With a fixed scene seed the first location is fixed too.
 
     ## Termination
     Steps 1 to T - 1 look; step T answers and ends the episode (`terminated`). Its location is ignored and it shows the
@@ -107,7 +95,12 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     ## Arguments
     Every field of `GlimpseConfig` by keyword, and `render_mode` (None or "rgb_array"). `dataset` is a name, a pair
-    (images, labels), a map-style dataset, or a mapping from splits to these: see `load_dataset`.
+    (images, labels), a map-style dataset, or a mapping from splits to these: see `load_dataset`. `config` gives all
+    fields at once; keywords win over it, also those that come with a registered id.
+
+    ## Attributes
+    `config`, `num_images` (of the split), `num_classes`; of the running episode, for drawing and for bounds: `canvas`,
+    `label`, `digit_location`.
 
     ## Version history
     v0: first version.
@@ -139,6 +132,9 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self.render_mode = render_mode
         setup = set_up(config, dataset, overrides)
         self.config, self._data = setup.config, setup.data
+        self.num_images, self.num_classes = len(setup.data.images), setup.data.num_classes
+        # Where the images came from, so that a copy in another process finds them whatever its environment says.
+        self._data_root = str(Path(self.config.data_root or default_data_root()).expanduser().absolute())
         self.observation_space, self.action_space = setup.observation_space, setup.action_space  # type: ignore[assignment]
         self._key: np.ndarray | None = None  # int64 (1,), the seed
         self._num_episodes = 0  # begun since seeded
@@ -153,17 +149,15 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begins an episode. See the class for the options; the observation is the first glimpse, the info empty."""
-        index, scene_seed, location = self._check_options(options or {})
+        index, scene_seed, location = self._check_options({} if options is None else options)
         if seed is not None:
-            seed = _check_integer("seed", seed, MAX_SEED)
+            seed = check_integer("seed", seed, MAX_SEED)
         super().reset(seed=seed)
         if seed is not None:
             self._key, self._num_episodes = np.array([seed], np.int64), 0
         elif self._key is None:
             self._key = self.np_random.integers(MAX_SEED, size=1)
-        drawn_index, drawn_seed = scenes.episode_scenes(
-            self._key, np.array([self._num_episodes]), len(self._data.images)
-        )
+        drawn_index, drawn_seed = scenes.episode_scenes(self._key, np.array([self._num_episodes]), self.num_images)
         fixed = self.config.fixed_scene_seed
         self._num_episodes += 1
         self._index = drawn_index if index is None else np.array([index], np.int64)
@@ -183,8 +177,8 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         if self._num_steps is None:
             raise gym.error.ResetNeeded("the episode has ended or none has begun: call reset() before step()")
         check_keys("action", action, ("location", "label"), required=True)
-        location = _check_location("action['location']", action["location"])
-        label = self._check_label(action["label"])
+        location = check_location("action['location']", action["location"])
+        label = check_integer("action['label']", action["label"], self.num_classes)
         self._num_steps += 1
         if self._num_steps < self.config.num_glimpses:
             self._path.append(location)
@@ -246,15 +240,12 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         check_keys("options", options, ("index", "scene_seed", "location"), required=False)
         index, scene_seed, location = (options.get(key) for key in ("index", "scene_seed", "location"))
         if index is not None:
-            index = _check_integer("options['index']", index, len(self._data.images))
+            index = check_integer("options['index']", index, self.num_images)
         if scene_seed is not None:
-            scene_seed = _check_integer("options['scene_seed']", scene_seed, 2**63)
+            scene_seed = check_integer("options['scene_seed']", scene_seed, 2**63)
         if location is not None:
-            location = _check_location("options['location']", location)
+            location = check_location("options['location']", location)
         return index, scene_seed, location
-
-    def _check_label(self, label: Any) -> int:
-        return _check_integer("action['label']", label, self._data.num_classes)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process loads a named dataset itself: pickles stay small."""
@@ -266,26 +257,4 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if "_data" not in state:
-            self._data = load_dataset(self.config.dataset, self.config.split, self.config.data_root)
-
-
-def _check_integer(name: str, value: Any, bound: int) -> int:
-    try:
-        number = operator.index(value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}") from None
-    if isinstance(value, bool) or not 0 <= number < bound:
-        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}")
-    return number
-
-
-def _check_location(name: str, value: Any) -> np.ndarray:
-    try:
-        location = np.asarray(as_numpy(value), np.float32)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be two numbers (x, y) in [-1, 1], got {value!r}") from None
-    if location.shape != (2,):
-        raise ValueError(f"{name} must have shape (2,), (x, y), got shape {location.shape}")
-    if not np.isfinite(location).all():
-        raise ValueError(f"{name} must be finite, got {location.tolist()}")
-    return clip_locations(location)
+            self._data = load_dataset(self.config.dataset, self.config.split, self._data_root)

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from ram_gym import scenes
+from ram_gym.config import GlimpseConfig
 from ram_gym.vector_env import GlimpseVectorEnv
 
 ProtocolName = Literal["single", "average-10"]
@@ -41,10 +42,27 @@ class Evaluation:
     policy: str
     protocol: ProtocolName
     split: str
-    episodes: int
-    errors: int
-    is_right: Tensor
-    """bool (episodes,), by image index, on the CPU."""
+    setting: GlimpseConfig
+    """The environment's configuration; with the labels it tells whether two evaluations saw the same scenes."""
+    labels: Tensor
+    """int64 (episodes,), the right answers by image index, on the CPU."""
+    predictions: Tensor
+    """int64 (episodes,), the policy's answers, on the CPU."""
+
+    @property
+    def episodes(self) -> int:
+        """Number of scenes."""
+        return len(self.labels)
+
+    @property
+    def is_right(self) -> Tensor:
+        """Bool (episodes,), by image index."""
+        return self.predictions == self.labels
+
+    @property
+    def errors(self) -> int:
+        """Number of wrong answers."""
+        return int((~self.is_right).sum())
 
     @property
     def error_percent(self) -> float:
@@ -87,8 +105,9 @@ class Comparison:
     @property
     def interval_percent(self) -> tuple[float, float]:
         """95% interval of the difference, in points: normal approximation of the paired difference."""
-        wins, losses, n = self.only_policy_wrong, self.only_reference_wrong, self.episodes
-        half = 196 * (wins + losses - (wins - losses) ** 2 / n) ** 0.5 / n
+        worse, better, n = self.only_policy_wrong, self.only_reference_wrong, self.episodes
+        deviation = 100 * (worse + better - (worse - better) ** 2 / n) ** 0.5 / n
+        half = 1.96 * deviation
         return self.difference_percent - half, self.difference_percent + half
 
     @property
@@ -114,7 +133,8 @@ def evaluate(
 
     Args:
         policy: who plays.
-        env: output "torch", any autoreset mode but SAME_STEP; its number of lanes is the batch size.
+        env: output "torch", any autoreset mode but SAME_STEP, and a fixed scene seed (the training split needs one
+            given); its number of lanes is the batch size.
         task: name for the report.
         protocol: "single": one rollout a scene; "average-10": the log-probabilities of the label averaged over 10
             rollouts that differ in their first glimpse.
@@ -133,18 +153,19 @@ def evaluate(
     if protocol not in NUM_ROLLOUTS:
         raise ValueError(f"protocol must be one of {', '.join(NUM_ROLLOUTS)}, got {protocol!r}")
     episodes = env.num_images if episodes is None else episodes
+    if env.config.fixed_scene_seed is None:
+        raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
     if not 1 <= episodes <= env.num_images:
         raise ValueError(f"episodes must lie in 1 to {env.num_images}, the images of the split, got {episodes}")
-    is_right = torch.zeros(episodes, dtype=torch.bool)
+    found = torch.zeros((2, episodes), dtype=torch.int64)  # labels and predictions
     for start in range(0, episodes, env.num_envs):
         index = torch.arange(start, start + env.num_envs, device=env.device) % env.num_images
-        labels, prediction = _play(policy, env, index, NUM_ROLLOUTS[protocol])
         count = min(env.num_envs, episodes - start)
-        is_right[start : start + count] = (prediction == labels)[:count].cpu()
+        answers = torch.stack(_play(policy, env, index, NUM_ROLLOUTS[protocol]))
+        found[:, start : start + count] = answers[:, :count].cpu()
         if on_batch is not None:
             on_batch(start + count)
-    errors = episodes - int(is_right.sum())
-    return Evaluation(task, policy.name, protocol, env.config.split, episodes, errors, is_right)
+    return Evaluation(task, policy.name, protocol, env.config.split, env.config, *found)
 
 
 def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -> tuple[Tensor, Tensor]:
@@ -154,10 +175,8 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
         options: dict[str, Any] = {"index": index}
         if rollouts > 1:
             # Rollout 0 begins where the environment would begin.
-            seed = env.config.fixed_scene_seed
-            if seed is None:
-                raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
-            keys = scenes.scene_keys(index, torch.full_like(index, seed), env.config.split)
+            seeds = torch.full_like(index, env.config.fixed_scene_seed or 0)
+            keys = scenes.scene_keys(index, seeds, env.config.split)
             options["location"] = scenes.first_locations(keys, rollout)
         observation, _ = env.reset(options=options)
         state = None
@@ -187,11 +206,13 @@ def compare(policy: Evaluation, reference: Evaluation) -> Comparison:
     Raises:
         ValueError: they were not made on the same scenes.
     """
-    for field in ("task", "split", "episodes"):
-        if getattr(policy, field) != getattr(reference, field):
-            raise ValueError(
-                f"evaluations must be of the same scenes, got {field} {getattr(policy, field)!r} "
-                f"and {getattr(reference, field)!r}"
-            )
+    ours, theirs = (evaluation.setting.replace(data_root=None) for evaluation in (policy, reference))
+    if ours != theirs:
+        raise ValueError(f"evaluations must be of the same scenes, got {ours} and {theirs}")
+    if not torch.equal(policy.labels, reference.labels):
+        raise ValueError(
+            f"evaluations must be of the same scenes, got {policy.episodes} and {reference.episodes} episodes "
+            "with different labels"
+        )
     only_policy = int((~policy.is_right & reference.is_right).sum())
     return Comparison(only_policy, int((policy.is_right & ~reference.is_right).sum()), policy.episodes)

@@ -14,6 +14,7 @@ CANVAS_PIXELS = 420
 """The drawn canvas is as near to this many pixels wide as a whole number of pixels per canvas pixel allows."""
 _MARGIN, _CAPTION = 12, 34
 _BACKGROUND, _TEXT, _PATH = (24, 26, 32), (230, 232, 238), (255, 196, 64)
+_FIRST = (255, 255, 255)  # the first location's mark, so that the path's direction shows
 _RIGHT, _WRONG = (96, 220, 120), (255, 96, 96)
 _SCALES = ((72, 202, 255), (186, 120, 255), (255, 120, 190), (255, 160, 90), (160, 230, 90), (120, 150, 255))
 
@@ -60,19 +61,21 @@ def render_frame(
     image.paste(_picture(canvas, zoom), (left, top))
     overlay = Image.new("RGBA", (side, side))
     pen = ImageDraw.Draw(overlay)
-    points = [tuple((location_to_pixel(p, size) * zoom).tolist()) for p in path]
     for scale in reversed(range(scales)):
         patch = config.patch_side(scale)
         x, y = (patch_origins(location_to_pixel(path[-1:], size), patch)[0] * zoom).tolist()
         box = (x, y, x + patch * zoom - 1, y + patch * zoom - 1)
         pen.rectangle(box, outline=(*_colour(scale), 255), width=3)
-    if len(points) > 1:
-        pen.line(points, fill=(*_PATH, 255), width=2)
-    for number, (x, y) in enumerate(points):
-        radius = 6 if number == len(points) - 1 else 4
-        fill = _PATH if number == len(points) - 1 else _BACKGROUND
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*fill, 255), outline=_PATH, width=2)
     image.paste(overlay, (left, top), overlay)
+    # On the frame itself, not on the overlay, so that marks at the canvas's edge are whole.
+    points = [(left + x * zoom, top + y * zoom) for x, y in location_to_pixel(path, size).tolist()]
+    if len(points) > 1:
+        draw.line(points, fill=_PATH, width=2)
+    for number, (x, y) in enumerate(points):
+        is_last = number == len(points) - 1
+        radius = 7 if is_last else 4
+        fill = _PATH if is_last else _FIRST if number == 0 else _BACKGROUND
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=_PATH, width=2)
 
     channels = canvas.shape[0]
     patches = np.rint(glimpse * 255).astype(np.uint8).reshape(scales, channels, *glimpse.shape[1:])

@@ -105,10 +105,26 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
     Returns:
         float32 (N, K * C, P, P) in [0, 1].
 
+    Raises:
+        ValueError: canvases or locations of another type, shape or range.
+
     Example:
         >>> import numpy as np
         >>> white = np.full((1, 1, 28, 28), 255, np.uint8)
         >>> take_glimpses(white, np.zeros((1, 2), np.float32), GlimpseConfig()).mean()
         np.float32(1.0)
     """
+    xp = array_namespace(canvases, locations)
+    size = config.canvas_size
+    if canvases.dtype != xp.uint8 or len(canvases.shape) != 4 or tuple(canvases.shape[2:]) != (size, size):
+        raise ValueError(
+            f"canvases must be uint8 (N, C, {size}, {size}), got {canvases.dtype} of shape {tuple(canvases.shape)}"
+        )
+    if locations.dtype != xp.float32 or tuple(locations.shape) != (canvases.shape[0], 2):
+        raise ValueError(
+            f"locations must be float32 ({canvases.shape[0]}, 2), got {locations.dtype} of shape "
+            f"{tuple(locations.shape)}"
+        )
+    if not xp.all(xp.abs(locations) <= 1):
+        raise ValueError("locations must lie in [-1, 1]; clip them with ram_gym.coordinates.clip_locations")
     return sense(build_pyramid(canvases, config), locations, config)

@@ -39,11 +39,9 @@ def _mix(z: Array) -> Array:
 
 def hash_with(keys: Array, numbers: Array | int) -> Array:
     """New keys from keys and numbers: int64 (...) and int64 (...) or int -> int64 (...), all 64 bits random."""
-    return _mix(keys + (numbers + 1) * _GOLDEN if not isinstance(numbers, int) else keys + _wrapped(numbers + 1))
-
-
-def _wrapped(count: int) -> int:
-    return _signed((count * _GOLDEN) % 2**64)
+    if isinstance(numbers, int):  # Python's integers do not wrap around
+        return _mix(keys + _signed((numbers + 1) * _GOLDEN % 2**64))
+    return _mix(keys + (numbers + 1) * _GOLDEN)
 
 
 def draw_integers(keys: Array, draw: Array | int, bound: Array | int) -> Array:

@@ -12,9 +12,9 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ram_gym import scenes
+from ram_gym.arguments import MAX_SEED, check_integers, check_keys, check_locations, check_mask, check_seeds
 from ram_gym.config import GlimpseConfig
-from ram_gym.coordinates import clip_locations
-from ram_gym.env import MAX_SEED, RENDER_FPS, check_keys, set_up
+from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
 from ram_gym.retina import Pyramid, build_pyramid, sense
 
@@ -59,13 +59,17 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     autoreset_mode: a gymnasium AutoresetMode, its name or its value ("NextStep", "SameStep", "Disabled").
     render_mode: None or "rgb_array"; `render` then gives a tuple of N frames.
 
+    ## Attributes
+    `config`, `num_images` (of the split), `num_classes`; of the running episodes, for drawing and for bounds:
+    `canvases`, `labels`, `digit_locations`.
+
     ## Version history
     v0: first version.
 
     Raises:
         ValueError: as `GlimpseEnv`, and for a mask or a seed of the wrong shape; the state is then unchanged. On a
             device other than the CPU, the values of actions are not waited for: a step that gets a NaN takes it
-            as 0, and a wrong label as a wrong answer, and the next `reset` raises.
+            as 0, and a wrong label as a wrong answer; a later step that ends episodes, or the next `reset`, raises.
         gymnasium.error.ResetNeeded: from `step`, before the first reset, and under DISABLED for a lane that has ended.
 
     Example:
@@ -93,8 +97,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         render_mode: str | None = None,
         **overrides: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be a positive int, got {num_envs!r}")
+        num_envs = int(num_envs)
         if output not in ("numpy", "torch"):
             raise ValueError(f"output must be 'numpy' or 'torch', got {output!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -127,27 +132,33 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._pyramid: Pyramid = ()
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
         self._got_bad_action = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._bad_action_on_host = torch.zeros((), dtype=torch.bool, pin_memory=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------ Gymnasium's interface
 
+    # Under torch.inference_mode() too, the state stays made of plain tensors that later steps may write to.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def reset(
         self, *, seed: int | Any | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begins episodes in all lanes, or in those of `options["reset_mask"]`. Observation as `step`, info empty."""
-        options = options or {}
+        options = {} if options is None else options
         check_keys("options", options, ("index", "scene_seed", "location", "reset_mask"), required=False)
-        mask = self._check_mask(options.get("reset_mask"))
-        index = self._check_integers("options['index']", options.get("index"), self.num_images)
-        scene_seed = self._check_integers("options['scene_seed']", options.get("scene_seed"), 2**63)
-        location = self._check_locations("options['location']", options.get("location"), wait=True)
-        seeds = self._check_seeds(seed)
-        if mask is not None and not mask.any():
-            raise ValueError("options['reset_mask'] must be True somewhere, got False everywhere")
+        mask = check_mask("options['reset_mask']", options.get("reset_mask"), self.num_envs)
+        index, scene_seed = (
+            check_integers(f"options['{key}']", options.get(key), bound, self.num_envs)
+            for key, bound in (("index", self.num_images), ("scene_seed", 2**63))
+        )
+        location = None
+        if options.get("location") is not None:
+            shapes = ((2,), (self.num_envs, 2))
+            location, _ = check_locations("options['location']", options["location"], shapes, self.device, wait=True)
+            location = location.expand(self.num_envs, 2)
+        seeds = check_seeds(seed, self.num_envs, self.np_random)
         if not self._has_begun and mask is not None and not mask.all():
             raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
-        if self.device.type != "cpu" and self._got_bad_action:
-            self._got_bad_action.fill_(False)
-            raise ValueError("a step since the last reset got a NaN or infinite location or a label out of range")
+        self._report_bad_actions(wait=True)
         if seeds is not None or self._keys is None:
             super().reset(seed=int(seeds[0]) if seeds is not None else None)
             if seeds is None:
@@ -160,16 +171,15 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._has_begun = True
         return self._observe(), {}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Every lane looks, answers or (NEXT_STEP) begins its next episode. See the class for what comes back."""
         mode = self.autoreset_mode
         if not self._has_begun or (mode == AutoresetMode.DISABLED and self._is_over.any()):
             lanes = np.flatnonzero(self._is_over)[:8].tolist() if self._has_begun else "all"
             raise gym.error.ResetNeeded(f"lanes {lanes} have no running episode: call reset() before step()")
-        check_keys("actions", actions, ("location", "label"), required=True)
-        location = self._check_locations("actions['location']", actions["location"], wait=False)
-        label = self._check_labels(actions["label"])
-        assert location is not None
+        location, label = self._check_action(actions)
 
         starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
         self._num_steps += ~starting
@@ -181,6 +191,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         reward = self._zeros(torch.float32)
         info: dict[str, Any] = {}
         if answering.any():
+            self._report_bad_actions(wait=False)
             self._prediction = torch.where(terminated, label, self._prediction)
             is_success = terminated & (label == self._labels[self._index])
             reward = is_success.to(torch.float32)
@@ -188,9 +199,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if mode == AutoresetMode.SAME_STEP and answering.any():
             info = {
                 "final_obs": self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()}),
-                "_final_obs": self._convert(terminated),
+                "_final_obs": self._convert(terminated.clone()),
                 "final_info": info,
-                "_final_info": self._convert(terminated),
+                "_final_info": self._convert(terminated.clone()),
             }
             starting = answering
         if looking.any():
@@ -329,74 +340,42 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if not self._has_begun:
             raise gym.error.ResetNeeded("no episode has begun: call reset() first")
 
-    # ---------------------------------------------------------------------------------------------- checks of arguments
-
-    def _check_mask(self, mask: Any) -> np.ndarray | None:
-        if mask is None:
-            return None
-        mask = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ValueError(
-                f"options['reset_mask'] must be bool ({self.num_envs},), got {mask.dtype} of shape {mask.shape}"
-            )
-        return mask.copy()
-
-    def _check_integers(self, name: str, value: Any, bound: int) -> Tensor | None:
-        if value is None:
-            return None
-        try:
-            numbers = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name} must be integers in [0, {bound}): {error}") from None
-        is_integer = not numbers.is_floating_point() and not numbers.is_complex() and numbers.dtype != torch.bool
-        if not is_integer or numbers.shape not in ((), (self.num_envs,)):
-            raise ValueError(
-                f"{name} must be an integer or integers ({self.num_envs},), got {numbers.dtype} {tuple(numbers.shape)}"
-            )
-        numbers = numbers.to(torch.int64)
-        if ((numbers < 0) | (numbers > bound - 1)).any():
-            raise ValueError(f"{name} must lie in [0, {bound}), got {numbers.min()} to {numbers.max()}")
-        return numbers.to(self.device).expand(self.num_envs)
-
-    def _check_seeds(self, seed: Any) -> Tensor | None:
-        """int64 (N,) on the host: N seeds, or one from which lane i's is `seed + i`."""
-        seeds = self._check_integers("seed", seed, MAX_SEED)
-        if seeds is None:
-            return None
-        seeds = seeds.cpu()
-        return seeds if np.ndim(seed) else seeds + torch.arange(self.num_envs)
-
-    def _check_locations(self, name: str, value: Any, *, wait: bool) -> Tensor | None:
-        """float32 (N, 2) on the device, clipped. `wait`: raise for bad values on any device, not on the CPU alone."""
-        if value is None:
-            return None
-        try:
-            locations = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name} must be numbers (x, y) in [-1, 1]: {error}") from None
-        if locations.shape not in (*([(2,)] if wait else []), (self.num_envs, 2)):
-            raise ValueError(f"{name} must have shape ({self.num_envs}, 2), got {tuple(locations.shape)}")
-        is_finite = locations.isfinite()
-        if wait or self.device.type == "cpu":
-            if not is_finite.all():
-                raise ValueError(f"{name} must be finite, got NaN or infinity")
+    def _check_action(self, actions: Any) -> tuple[Tensor, Tensor]:
+        """Locations float32 (N, 2) and labels int64 (N,), on the device."""
+        check_keys("actions", actions, ("location", "label"), required=True)
+        shapes, waits = ((self.num_envs, 2),), self.device.type == "cpu"
+        location, is_finite = check_locations(
+            "actions['location']", actions["location"], shapes, self.device, wait=waits
+        )
+        name, label = "actions['label']", actions["label"]
+        if np.ndim(label) != 1:
+            raise ValueError(f"{name} must be integers ({self.num_envs},), got {label!r}")
+        if waits or not isinstance(label, Tensor):
+            labels = check_integers(name, label, self.num_classes, self.num_envs)
+            assert labels is not None
+            is_label = torch.ones((), dtype=torch.bool, device=self.device)
         else:
-            self._got_bad_action |= ~is_finite.all()
-            locations = torch.where(is_finite, locations, 0.0)
-        return clip_locations(locations).expand(self.num_envs, 2)
+            if label.shape != (self.num_envs,) or label.is_floating_point() or label.dtype == torch.bool:
+                raise ValueError(f"{name} must be integers ({self.num_envs},), got {label.dtype} {tuple(label.shape)}")
+            labels = label
+            is_label = ((label >= 0) & (label < self.num_classes)).to(self.device)
+        if not waits:
+            self._got_bad_action |= ~(is_finite.all() & is_label.all())
+        return location, labels.to(self.device, torch.int64)
 
-    def _check_labels(self, value: Any) -> Tensor:
-        name, bound = "actions['label']", self.num_classes
-        if self.device.type == "cpu" or not isinstance(value, Tensor):
-            labels = self._check_integers(name, value, bound)
-            if labels is None or np.ndim(value) != 1:
-                raise ValueError(f"{name} must be integers ({self.num_envs},), got {value!r}")
-            return labels
-        if value.shape != (self.num_envs,) or value.is_floating_point() or value.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers ({self.num_envs},), got {value.dtype} {tuple(value.shape)}")
-        labels = value.to(self.device, torch.int64)
-        self._got_bad_action |= ((labels < 0) | (labels >= bound)).any()
-        return labels
+    def _report_bad_actions(self, *, wait: bool) -> None:
+        """Raises for bad actions that a device other than the CPU has met.
+
+        Without `wait`, for those it is known of by now: the flag travels to the host behind the running steps.
+        """
+        if self.device.type == "cpu":
+            return
+        if bool(self._got_bad_action) if wait else bool(self._bad_action_on_host):
+            self._got_bad_action.fill_(False)
+            self._bad_action_on_host.fill_(False)
+            raise ValueError("an earlier step got a NaN or infinite location or a label out of range")
+        if self._bad_action_on_host.is_pinned():
+            self._bad_action_on_host.copy_(self._got_bad_action, non_blocking=True)
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

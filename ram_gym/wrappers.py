@@ -8,7 +8,8 @@ are; `gymnasium.wrappers.FlattenObservation` makes them flat.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,79 +18,64 @@ from gymnasium import spaces
 from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ram_gym.coordinates import Array
-from ram_gym.datasets import as_numpy
+from ram_gym.coordinates import Array, as_numpy
 
 GRID_SIZE = 7
 """Default number of grid cells along each axis of the canvas."""
 
 
-class _Coding:
-    """An action form: its space for one environment, and how its actions are read."""
+class _Coding(NamedTuple):
+    """An action form for L labels."""
 
     space: spaces.Space[Any]
-
-    def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        raise NotImplementedError
-
-    def decode(self, actions: Array) -> dict[str, Array]:
-        """Actions (N, ...) -> location float32 (N, 2) and label int64 (N,)."""
-        raise NotImplementedError
+    """Of one environment."""
+    decode: Callable[[Array], dict[str, Array]]
+    """Actions (N, ...) -> location float32 (N, 2) and label int64 (N,)."""
 
 
-class _Box(_Coding):
-    def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        del grid_size
-        self.space = spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32)
-
-    def decode(self, actions: Array) -> dict[str, Array]:
+def _box(num_classes: int) -> _Coding:
+    def decode(actions: Array) -> dict[str, Array]:
         xp = array_namespace(actions)
         if _is_at_hand(actions) and not xp.all(xp.isfinite(actions)):
             raise ValueError("action must be finite, got NaN or infinity")
         return {"location": actions[:, :2], "label": xp.argmax(actions[:, 2:], axis=1)}
 
-
-class _Grid(_Coding):
-    """Locations are the centres of a G x G grid of cells that tile the canvas."""
-
-    def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        if isinstance(grid_size, bool) or not isinstance(grid_size, int | np.integer) or grid_size < 1:
-            raise ValueError(f"grid_size must be a positive int, got {grid_size!r}")
-        self.grid_size, self.num_classes = int(grid_size), num_classes
-
-    def locations(self, columns: Array, rows: Array) -> Array:
-        xp = array_namespace(columns)
-        cells = xp.astype(xp.stack((columns, rows), axis=-1), xp.float32)
-        return (cells * 2.0 + 1.0) / xp.full((1,), self.grid_size, dtype=xp.float32, device=device(cells)) - 1.0
+    return _Coding(spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32), decode)
 
 
-class _MultiDiscrete(_Grid):
-    def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        super().__init__(num_classes, grid_size)
-        self.space = spaces.MultiDiscrete([self.grid_size, self.grid_size, num_classes])
+def _multi_discrete(num_classes: int, grid_size: int) -> _Coding:
+    def decode(actions: Array) -> dict[str, Array]:
+        return {"location": _cell_centres(actions[:, 0], actions[:, 1], grid_size), "label": actions[:, 2]}
 
-    def decode(self, actions: Array) -> dict[str, Array]:
-        return {"location": self.locations(actions[:, 0], actions[:, 1]), "label": actions[:, 2]}
+    return _Coding(spaces.MultiDiscrete([grid_size, grid_size, num_classes]), decode)
 
 
-class _Discrete(_Grid):
-    def __init__(self, num_classes: int, grid_size: int | None) -> None:
-        super().__init__(num_classes, grid_size)
-        self.space = spaces.Discrete(self.grid_size**2 * num_classes)
+def _discrete(num_classes: int, grid_size: int) -> _Coding:
+    def decode(actions: Array) -> dict[str, Array]:
+        cells, labels = actions // num_classes, actions % num_classes
+        return {"location": _cell_centres(cells % grid_size, cells // grid_size, grid_size), "label": labels}
 
-    def decode(self, actions: Array) -> dict[str, Array]:
-        cells, labels = actions // self.num_classes, actions % self.num_classes
-        return {"location": self.locations(cells % self.grid_size, cells // self.grid_size), "label": labels}
+    return _Coding(spaces.Discrete(grid_size**2 * num_classes), decode)
+
+
+def _cell_centres(columns: Array, rows: Array, grid_size: int) -> Array:
+    """Locations of the cells' centres, the G x G cells tiling the canvas. int64 (N,), (N,) -> float32 (N, 2)."""
+    xp = array_namespace(columns)
+    cells = xp.astype(xp.stack((columns, rows), axis=-1), xp.float32)
+    return (cells * 2.0 + 1.0) / xp.full((1,), grid_size, dtype=xp.float32, device=device(cells)) - 1.0
+
+
+def _checked_grid_size(grid_size: Any) -> int:
+    if isinstance(grid_size, bool) or not isinstance(grid_size, int | np.integer) or grid_size < 1:
+        raise ValueError(f"grid_size must be a positive int, got {grid_size!r}")
+    return int(grid_size)
 
 
 class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    _coding: type[_Coding]
-
-    def __init__(self, env: gym.Env[Any, Any], grid_size: int | None = None) -> None:
-        arguments: dict[str, Any] = {} if grid_size is None else {"grid_size": grid_size}
+    def __init__(self, env: gym.Env[Any, Any], coding: Callable[..., _Coding], **arguments: Any) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, **arguments)
         gym.ActionWrapper.__init__(self, env)
-        self.coding = self._coding(_num_classes(env.action_space), grid_size)
+        self.coding = coding(_num_classes(env.action_space), **arguments)
         self.action_space = self.coding.space
 
     def action(self, action: Any) -> dict[str, Any]:
@@ -100,17 +86,15 @@ class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruct
 
 
 class _VectorWrapper(VectorActionWrapper):
-    _coding: type[_Coding]
-
-    def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int | None = None) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], coding: Callable[..., _Coding], **arguments: Any) -> None:
         super().__init__(env)
-        self.coding = self._coding(_num_classes(env.single_action_space), grid_size)
+        self.coding = coding(_num_classes(env.single_action_space), **arguments)
         self.single_action_space = self.coding.space
         self.action_space = batch_space(self.coding.space, env.num_envs)
 
     def actions(self, actions: Any) -> dict[str, Any]:
         """The environment's own actions."""
-        array = actions if hasattr(actions, "detach") else np.asarray(actions)
+        array = actions.detach() if hasattr(actions, "detach") else np.asarray(actions)
         expected = (self.num_envs, *(self.coding.space.shape or ()))
         return self.coding.decode(_checked(array, expected, self.coding.space))
 
@@ -156,10 +140,8 @@ class BoxAction(_SingleWrapper):
         ValueError: NaN, infinity or a wrong shape; the environment's state is then unchanged.
     """
 
-    _coding = _Box
-
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
+        super().__init__(env, _box)
 
 
 class MultiDiscreteAction(_SingleWrapper):
@@ -175,10 +157,8 @@ class MultiDiscreteAction(_SingleWrapper):
         ValueError: a wrong shape or kind, or a number out of range; the environment's state is then unchanged.
     """
 
-    _coding = _MultiDiscrete
-
     def __init__(self, env: gym.Env[Any, Any], grid_size: int = GRID_SIZE) -> None:
-        super().__init__(env, grid_size)
+        super().__init__(env, _multi_discrete, grid_size=_checked_grid_size(grid_size))
 
 
 class DiscreteAction(_SingleWrapper):
@@ -194,34 +174,26 @@ class DiscreteAction(_SingleWrapper):
         ValueError: no integer, or out of range; the environment's state is then unchanged.
     """
 
-    _coding = _Discrete
-
     def __init__(self, env: gym.Env[Any, Any], grid_size: int = GRID_SIZE) -> None:
-        super().__init__(env, grid_size)
+        super().__init__(env, _discrete, grid_size=_checked_grid_size(grid_size))
 
 
 class VectorBoxAction(_VectorWrapper):
     """`BoxAction` for the vector environment: float32 (N, 2 + L), arrays or tensors."""
 
-    _coding = _Box
-
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        super().__init__(env)
+        super().__init__(env, _box)
 
 
 class VectorMultiDiscreteAction(_VectorWrapper):
     """`MultiDiscreteAction` for the vector environment: integers (N, 3), arrays or tensors."""
 
-    _coding = _MultiDiscrete
-
     def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int = GRID_SIZE) -> None:
-        super().__init__(env, grid_size)
+        super().__init__(env, _multi_discrete, grid_size=_checked_grid_size(grid_size))
 
 
 class VectorDiscreteAction(_VectorWrapper):
     """`DiscreteAction` for the vector environment: integers (N,), arrays or tensors."""
 
-    _coding = _Discrete
-
     def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int = GRID_SIZE) -> None:
-        super().__init__(env, grid_size)
+        super().__init__(env, _discrete, grid_size=_checked_grid_size(grid_size))

@@ -97,7 +97,7 @@ BAD_ACTIONS = [
     ({"location": (np.nan, 0), "label": 0}, "finite"),
     ({"location": (0, np.inf), "label": 0}, "finite"),
     ({"location": (0, 0, 0), "label": 0}, r"shape \(2,\)"),
-    ({"location": "here", "label": 0}, "two numbers"),
+    ({"location": "here", "label": 0}, "numbers"),
     ({"location": (0, 0), "label": 5}, r"\[0, 5\)"),
     ({"location": (0, 0), "label": -1}, r"\[0, 5\)"),
     ({"location": (0, 0), "label": 1.0}, "integer"),

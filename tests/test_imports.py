@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
     {"config", "coordinates"},
-    {"retina", "scenes", "datasets", "rendering"},
+    {"arguments", "retina", "scenes", "datasets", "rendering"},
     {"env"},
     {"vector_env"},
     {"wrappers", "evaluation"},

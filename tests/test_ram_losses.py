@@ -10,7 +10,7 @@ from torch import nn
 from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout, leave_one_out, location_log_probability, rollout_losses, total_loss
 from agents.ram.network import RecurrentAttentionModel
-from agents.ram.trainer import play
+from agents.ram.rollout import play
 from ram_gym import GlimpseVectorEnv
 
 STD = 0.3

@@ -12,7 +12,8 @@ import torch
 from agents.ram.config import PRESETS, RamConfig, preset
 from agents.ram.losses import rollout_losses, total_loss
 from agents.ram.policy import RamPolicy
-from agents.ram.trainer import Progress, Trainer, learning_rate, load_model, location_std, make_model, play, train
+from agents.ram.rollout import load_model, make_model, play
+from agents.ram.trainer import Progress, Trainer, learning_rate, location_std, train
 from agents.runs import RunError, RunFolder
 from agents.scripted import make_locator, scan_path
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate

@@ -144,7 +144,11 @@ def test_what_is_handed_out_is_not_shared(small_images: tuple) -> None:
                 np.testing.assert_array_equal(
                     to_numpy(ours[4]["final_obs"]["glimpse"]), to_numpy(theirs[4]["final_obs"]["glimpse"])
                 )
-                handed += [ours[4]["final_obs"], ours[4]["final_info"], {"_": ours[4]["_final_obs"]}]
+                masks = {key: ours[4][key] for key in ("_final_obs", "_final_info")}
+                handed += [ours[4]["final_obs"], ours[4]["final_info"], masks]
+                assert len({id(mask) for mask in (ours[2], *masks.values())}) == 3
+                ours[2][...] = False
+                assert masks["_final_obs"].any()
             handed += [ours[0], {"reward": ours[1], "terminated": ours[2], "truncated": ours[3]}, actions]
             for values in handed:
                 for value in values.values():
@@ -249,3 +253,56 @@ def test_a_bad_action_on_an_accelerator_is_reported_at_the_next_reset(small_imag
     with pytest.raises(ValueError, match="since the last reset"):
         envs.reset()
     envs.reset()
+
+
+def test_arguments_are_copied(small_images: tuple) -> None:
+    for kind in (np.array, torch.tensor):
+        index, seeds, scene_seed = kind([3, 4, 5, 6, 7]), kind([1, 2, 3, 4, 5]), kind([1, 1, 1, 1, 1])
+        location, mask = kind([[0.5, 0.5]] * 5), kind([True] * 5)
+        envs, untouched = make(small_images, num_glimpses=1), make(small_images, num_glimpses=1)
+        options = {"index": index, "scene_seed": scene_seed, "location": location, "reset_mask": mask}
+        for env in (envs, untouched):
+            env.reset(seed=seeds, options=options)
+            if env is envs:
+                kept = [value + 0 for value in (index, seeds, scene_seed, location)]
+                for value in (index, seeds, scene_seed, location):
+                    value += 1
+                actions = random_actions(np.random.default_rng(0))
+                ours = [env.step(actions), env.step(actions), env.step(actions)]
+                index, seeds, scene_seed, location = kept
+                options = {"index": index, "scene_seed": scene_seed, "location": location, "reset_mask": mask}
+        theirs = [untouched.step(actions) for _ in range(3)]
+        for our, their in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(our[0]["glimpse"], their[0]["glimpse"])
+            np.testing.assert_array_equal(our[0]["location"], their[0]["location"])
+            assert our[4].keys() == their[4].keys()
+            for key in our[4]:
+                np.testing.assert_array_equal(our[4][key], their[4][key])
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_every_kind_are_taken(small_images: tuple) -> None:
+    location = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+    label = np.arange(5)
+    frozen = location.copy()
+    frozen.setflags(write=False)
+    kinds = [
+        (location[:, ::-1][:, ::-1], label[::-1][::-1]),
+        (location.astype(">f4"), label.astype(">i8")),
+        (frozen, np.broadcast_to(label, (5,))),
+        (list(location), list(label)),
+        (location.tolist(), label.astype(np.uint8)),
+        (torch.tensor(location, requires_grad=True), torch.tensor(label, dtype=torch.int32)),
+        (location.astype(np.float64), label.astype(np.uint64)),
+    ]
+    seen = []
+    for kind in kinds:
+        envs = make(small_images)
+        envs.reset(seed=0)
+        seen.append(envs.step({"location": kind[0], "label": kind[1]})[0]["glimpse"])
+    for glimpse in seen[1:]:
+        np.testing.assert_array_equal(glimpse, seen[0])
+    huge, _ = make(small_images).reset(seed=0, options={"location": (1e300, -1e300)})
+    assert huge["location"].tolist() == [[1, -1]] * 5
+    envs = make(small_images)
+    envs.reset(seed=[0, None, 2, None, 4])

@@ -1,0 +1,148 @@
+"""Checks of what callers hand over: each gives a value of the environment's own, or raises before anything changes."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ram_gym.coordinates import as_numpy, clip_locations
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MAX_SEED = 2**62
+"""Seeds of environments are below this, so that lane i's, which is i more, is an int64 too."""
+
+
+def check_keys(name: str, given: Any, expected: tuple[str, ...], *, required: bool) -> None:
+    """Raises ValueError unless `given` is a dict whose keys are (all, if required, of) the expected ones."""
+    if not hasattr(given, "keys"):
+        raise ValueError(f"{name} must be a dict with keys {', '.join(expected)}, got {type(given).__name__}")
+    unknown = [str(key) for key in given if key not in expected]
+    missing = [key for key in expected if required and key not in given]
+    if unknown or missing:
+        what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
+        raise ValueError(f"{name} must have keys {', '.join(expected)}, got {what}")
+
+
+def check_integer(name: str, value: Any, bound: int) -> int:
+    """An integer in [0, bound)."""
+    scalar = as_numpy(value)
+    if isinstance(scalar, np.ndarray) and scalar.ndim == 0:
+        scalar = scalar.item()
+    try:
+        number = operator.index(scalar)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}") from None
+    if isinstance(scalar, bool) or not 0 <= number < bound:
+        raise ValueError(f"{name} must be an integer in [0, {bound}), got {value!r}")
+    return number
+
+
+def check_location(name: str, value: Any) -> np.ndarray:
+    """A finite location, clipped: float32 (2,)."""
+    location = _numbers(name, value)
+    if location.shape != (2,):
+        raise ValueError(f"{name} must have shape (2,), (x, y), got shape {location.shape}")
+    if not np.isfinite(location).all():
+        raise ValueError(f"{name} must be finite, got {location.tolist()}")
+    return clip_locations(location).astype(np.float32)
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """Real numbers, in the precision they came in, so that what float32 cannot hold is clipped like the rest."""
+    try:
+        numbers = np.asarray(as_numpy(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value!r}") from None
+    if numbers.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value!r}")
+    return numbers
+
+
+# ------------------------------------------------------------------------------------------ for the vector environment
+
+
+def check_mask(name: str, value: Any, num_envs: int) -> np.ndarray | None:
+    """A mask of lanes, bool (N,), on the host, True somewhere."""
+    if value is None:
+        return None
+    mask = np.array(as_numpy(value))
+    if mask.shape != (num_envs,) or mask.dtype != np.bool_:
+        raise ValueError(f"{name} must be bool ({num_envs},), got {mask.dtype} of shape {mask.shape}")
+    if not mask.any():
+        raise ValueError(f"{name} must be True somewhere, got False everywhere")
+    return mask
+
+
+def check_integers(name: str, value: Any, bound: int, num_envs: int) -> Tensor | None:
+    """An integer in [0, bound) for all lanes, or one a lane: int64 (N,), on the device it came on, not shared."""
+    import torch
+
+    if value is None:
+        return None
+    expected = f"an integer or integers ({num_envs},)"
+    if isinstance(value, torch.Tensor):
+        is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+        shape, kind = tuple(value.shape), str(value.dtype)
+    else:
+        try:
+            value = np.array(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be {expected}: {error}") from None
+        is_integer, shape, kind = value.dtype.kind in "iu", value.shape, str(value.dtype)
+    if not is_integer or shape not in ((), (num_envs,)):
+        raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
+    if ((value < 0) | (value > bound - 1)).any():
+        raise ValueError(f"{name} must lie in [0, {bound}), got {value.min()} to {value.max()}")
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
+    return value.detach().to(torch.int64).expand(num_envs).clone()
+
+
+def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Tensor | None:
+    """Seeds of the lanes, int64 (N,) on the host: N of them, or one from which lane i's is i more.
+
+    A None in a list is drawn from `generator`.
+    """
+    import torch
+
+    if isinstance(value, list | tuple) and any(seed is None for seed in value):
+        value = [int(generator.integers(MAX_SEED)) if seed is None else seed for seed in value]
+    seeds = check_integers("seed", value, MAX_SEED, num_envs)
+    if seeds is None:
+        return None
+    return seeds.cpu() if np.ndim(value) else seeds.cpu() + torch.arange(num_envs)
+
+
+def check_locations(
+    name: str, value: Any, shapes: tuple[tuple[int, ...], ...], device: torch.device, *, wait: bool
+) -> tuple[Tensor, Tensor]:
+    """Locations, clipped, float32 of one of the given shapes, and whether each number is finite, on the device.
+
+    `wait`: raise where one is not; else it becomes 0, and the caller raises when the device has got so far.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value.dtype}")
+        locations = value.detach().to(device)
+    else:
+        numbers = _numbers(name, value)
+        # A copy in the machine's own byte order, forwards.
+        precise = np.array(numbers, np.float32 if numbers.dtype == np.float32 else np.float64)
+        locations = torch.from_numpy(precise).to(device)
+    if tuple(locations.shape) not in shapes:
+        raise ValueError(f"{name} must have shape {shapes[-1]}, got {tuple(locations.shape)}")
+    if not locations.is_floating_point():
+        locations = locations.to(torch.float32)
+    is_finite = locations.isfinite()
+    if wait and not is_finite.all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if not wait:
+        locations = torch.where(is_finite, locations, 0.0)
+    return clip_locations(locations).to(torch.float32), is_finite
