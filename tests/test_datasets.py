@@ -124,13 +124,13 @@ def test_results_are_read_only_copies() -> None:
         ((GREY.astype(object), LABELS), "got dtype object"),
         ((GREY, LABELS[:4]), r"labels must have shape \(5,\), one an image, got \(4,\)"),
         ((GREY, LABELS[:, None]), r"labels must have shape \(5,\), one an image, got \(5, 1\)"),
-        ((GREY, LABELS - 1), "labels must be integers from 0 on, got dtype int64, least -1"),
+        ((GREY, LABELS - 1), "labels must be integers from 0 on, got -1 to"),
         ((GREY, LABELS / 1.0), "labels must be integers from 0 on, got dtype float64"),
         ((GREY, LABELS > 0), "labels must be integers from 0 on, got dtype bool"),
         (Pairs([]), "dataset is empty"),
         (Pairs([(GREY[0], 0), (GREY[1, :2], 0)]), r"image 1 has shape \(2, 6\), image 0 \(4, 6\); make them equal"),
         (Pairs([(GREY[0], 0), (GREY[1], 0, 0)]), r"dataset item 1 must be a pair \(image, label\)"),
-        (Pairs([(GREY[0], -1)]), "labels must be integers from 0 on, .* least -1"),
+        (Pairs([(GREY[0], -1)]), "labels must be integers from 0 on, got -1 to -1"),
     ],
 )
 def test_what_does_not_fit_is_named(source: Any, message: str) -> None:

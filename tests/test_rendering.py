@@ -15,6 +15,7 @@ from PIL import Image
 from ram_gym import GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, render_frame, save_gif
 
 PATH, BACKGROUND, RIGHT, WRONG = (255, 196, 64), (24, 26, 32), (96, 220, 120), (255, 96, 96)
+FIRST = (255, 255, 255)
 SCALES = ((72, 202, 255), (186, 120, 255), (255, 120, 190), (255, 160, 90))
 PLAIN = (10, 20, 30)  # no colour of the drawing
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 6, 6), dtype=np.uint8)
@@ -90,7 +91,7 @@ def test_the_canvas_is_drawn_pixel_by_pixel(canvas_size: int, zoom: int) -> None
     expected = np.kron(canvas.transpose(1, 2, 0), np.ones((zoom, zoom, 1), np.uint8))
     assert drawn.shape == expected.shape == (canvas_size * zoom, canvas_size * zoom, 3)
     changed = (drawn != expected).any(axis=-1)
-    overlay = np.any([has_colour(drawn, colour) for colour in (PATH, BACKGROUND, *SCALES[:2])], axis=0)
+    overlay = np.any([has_colour(drawn, colour) for colour in (PATH, FIRST, BACKGROUND, *SCALES[:2])], axis=0)
     assert not (changed & ~overlay).any()
     assert 0.005 < changed.mean() < 0.2
 
@@ -140,8 +141,8 @@ def test_the_path_runs_from_the_first_location_to_the_last() -> None:
     path = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5)]
     _, drawn = draw(config, path)
     first, second, last = [(round(210 * (x + 1)), round(210 * (y + 1))) for x, y in path]
-    for x, y in (first, second):
-        assert tuple(drawn[y, x]) == BACKGROUND  # hollow
+    for (x, y), inside in ((first, FIRST), (second, BACKGROUND)):
+        assert tuple(drawn[y, x]) == inside
         assert tuple(drawn[y, x + 4]) == tuple(drawn[y + 4, x]) == PATH
     assert has_colour(drawn[last[1] - 4 : last[1] + 5, last[0] - 4 : last[0] + 5], PATH).all()
     assert tuple(drawn[105, 210]) == tuple(drawn[210, 315]) == PATH  # halfway along
