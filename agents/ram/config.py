@@ -124,7 +124,7 @@ _FOVEATED = {"epochs": 100, "location_std": 0.25, "final_location_std": 0.05, "r
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 120, "batch_size": 64, "location_std": 0.2, "final_location_std": 0.05},
-    "mnist-28": {"epochs": 80, "location_std": 0.2, "final_location_std": 0.05},
+    "mnist-28": {"epochs": 100, "location_std": 0.2, "final_location_std": 0.05, "weight_decay": 0.2},
     "translated-60": _FOVEATED,
     "cluttered-60": _FOVEATED,
     "cluttered-100": _FOVEATED,

@@ -1,0 +1,36 @@
+"""RESULTS.md says what the runs in results/ found, and those are of the configurations that the code has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.ram.config import RamConfig
+from agents.runs import RunFolder
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
+
+
+def test_there_are_results() -> None:
+    assert RUNS
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
+    folder = RunFolder(path)
+    config = RamConfig(**folder.read_config("ram"))
+    found = folder.read_json("results.json")
+    rows = folder.read_metrics()
+    assert [row["epoch"] for row in rows] == list(range(1, config.epochs + 1))
+    best = min(row.get("validation_error_percent", 100) for row in rows)
+    assert found["validation"]["error_percent"] == best
+    test = found["test single"]
+    assert test["error_percent"] == 100 * test["errors"] / test["episodes"]
+    assert (test["task"], test["episodes"]) == (config.task, 10_000)
+    line = next(line for line in (ROOT / "RESULTS.md").read_text().splitlines() if f"`{path.name}`" in line)
+    low, high = test["interval_percent"]
+    assert f"{test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in line
+    assert f"{best:.2f}" in line
+    assert f"{found['validation']['train_seconds'] / 60:.1f} min" in line
