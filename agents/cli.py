@@ -16,12 +16,11 @@ from rich.table import Table
 
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
-from agents.ram.policy import RamPolicy
-from agents.ram.rollout import AGENT, load_model, make_env
-from agents.ram.trainer import Progress, TrainResult, train
-from agents.runs import RunError, RunFolder
-from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy, make_locator
-from ram_gym import Comparison, Evaluation, GlimpseConfig, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
+from agents.ram.rollout import load_model, make_env, make_policy, read_ram_config
+from agents.ram.trainer import Progress, train
+from agents.runs import RunFolder
+from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
+from ram_gym import Comparison, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
 from ram_gym import compare as compare_evaluations
 
 BORROWED = "*"
@@ -34,31 +33,46 @@ class TrainRam:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE.
 
     The defaults below are the preset of --task. The run is written to a folder: config, metrics (JSON lines and
-    TensorBoard), last and best checkpoint, results. Ctrl-C saves; --resume goes on to the same numbers.
+    TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume RUN` (alone, or with --data-root) goes on
+    with a run that was stopped, to the same numbers.
     """
 
     config: RamConfig
     out: Path | None = None
     """Folder to write the run to; default: runs/ram-TASK-SEED."""
-    resume: Path | None = None
-    """Go on with the run in this folder, with the configuration it was begun with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeRam:
+    """Go on with a run that was stopped, with the configuration it was begun with, to the same numbers."""
+
+    resume: Path
+    """Folder of the run."""
+    data_root: str | None = None
+    """Folder with the datasets, if it is not where the run was begun."""
 
 
 def train_ram(arguments: list[str]) -> None:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
-    options = _parse_with_preset(arguments)
-    config = options.config
-    if options.resume is not None:
-        folder = RunFolder(options.resume)
-        begun = RamConfig(**folder.read_config(AGENT))
-        asked = dataclasses.replace(config, data_root=begun.data_root)
-        if asked not in (begun, dataclasses.replace(preset(config.task), data_root=begun.data_root)) or options.out:
-            raise RunError(f"--resume takes its configuration from {folder.path}: drop the options but --data-root")
-        config = dataclasses.replace(begun, data_root=config.data_root or begun.data_root)
+    is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
+    if is_resumed:
+        again = tyro.cli(ResumeRam, args=arguments, prog="python -m agents train ram")
+        folder = RunFolder(again.resume)
+        config = read_ram_config(folder)
+        config = dataclasses.replace(config, data_root=again.data_root or config.data_root)
     else:
-        folder = RunFolder(options.out or Path("runs") / f"ram-{config.task}-{config.seed}")
-    _say(f"{'Going on with' if options.resume else 'Training'} RAM on {config.task}: {folder.path}")
-    result = _train_with_progress(config, folder, resume=options.resume is not None)
+        options = _parse_with_preset(arguments)
+        config = options.config
+        path = options.out or Path("runs") / f"ram-{config.task}-{config.seed}"
+        folder = RunFolder(path, ["python", "-m", "agents", "train", "ram", *arguments])
+    title = f"{'Going on with' if is_resumed else 'Training'} RAM on {config.task}: {folder.path}"
+    with show_progress(title) as report:
+
+        def on_progress(progress: Progress) -> None:
+            text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
+            report(progress.done, text, progress.seconds_left)
+
+        result = train(config, folder, resume=is_resumed, on_progress=on_progress)
     if not result.is_complete:
         _say(f"Interrupted and saved. To go on: python -m agents train ram --resume {folder.path}")
         raise SystemExit(130)
@@ -80,16 +94,6 @@ def _parse_with_preset(arguments: list[str]) -> TrainRam:
     )
 
 
-def _train_with_progress(config: RamConfig, folder: RunFolder, *, resume: bool) -> TrainResult:
-    with show_progress(f"ram {config.task}") as report:
-
-        def on_progress(progress: Progress) -> None:
-            text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
-            report(progress.done, text, progress.seconds_left)
-
-        return train(config, folder, resume=resume, on_progress=on_progress)
-
-
 def evaluate_run(
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
     protocol: ProtocolName = "single",
@@ -108,18 +112,23 @@ def evaluate_run(
         device: PyTorch device, "cpu" or "cuda".
         json: Print a JSON object and nothing else.
     """
-    policy, config = _load_policy(run, device, data_root)
-    env = make_env(config.environment().replace(split=split), device)
-    evaluation = _evaluate(policy, env, config.task, protocol)
-    RunFolder(run).add_result(f"{split} {protocol}", evaluation.to_dict())
+    trained = load_model(RunFolder(run), device, data_root)
+    env = make_env(trained.config.environment().replace(split=split), device)
+    policy = make_policy(trained.model, env, trained.config.locator, trained.config.seed, str(run))
+    evaluation = _evaluate(policy, env, trained.config.task, protocol)
+    found = {**evaluation.to_dict(), "epoch": trained.epoch}
     if json:
-        _print_json(evaluation.to_dict())
+        _print_json(found)
     else:
         low, high = evaluation.interval_percent
         print(
-            f"{config.task}, {split} split, {protocol} protocol: error {evaluation.error_percent:.2f}% "
+            f"{evaluation.task}, {split} split, {protocol} protocol: error {evaluation.error_percent:.2f}% "
             f"({evaluation.errors} of {evaluation.episodes}), 95% interval {low:.2f} to {high:.2f}%"
         )
+    try:
+        RunFolder(run).add_result(f"{split} {protocol}", found)
+    except (OSError, ValueError) as error:
+        _say(f"not written to results.json: {error}")
 
 
 def compare_policies(
@@ -148,30 +157,32 @@ def compare_policies(
     """
     if not policies:
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
-    runs = {name: _load_policy(Path(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
-    scenes: dict[str, GlimpseConfig] = {name: config.environment() for name, (_, config) in runs.items()}
+    runs = {name: load_model(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     first = next(iter(runs.values()), None)
     if first is None and task is None:
         raise ValueError("--task must be given where no run folder is named")
-    task_name = task or (first[1].task if first else "")
-    setting = next(iter(scenes.values())) if scenes else get_task(task_name).config.replace(data_root=data_root)
-    for name, (_, config) in runs.items():
-        if config.task != task_name or scenes[name] != setting:
+    task_name = task or (first.config.task if first else "")
+    setting = first.config.environment() if first else get_task(task_name).config.replace(data_root=data_root)
+    for name, run in runs.items():
+        # Where the files lie does not matter, only what they show.
+        same = run.config.environment().replace(data_root=None) == setting.replace(data_root=None)
+        if run.config.task != task_name or not same:
+            there = first.config if first is not None and first.config.task == task_name else None
             raise ValueError(
-                f"{name} is a run on {_describe(config)}; the comparison is on "
-                f"{_describe(first[1]) if first and config.task == task_name else task_name}"
+                f"{name} is a run on {_describe(run.config)}; the comparison is on "
+                f"{_describe(there) if there else task_name}"
             )
     evaluations: list[Evaluation] = []
     for name in policies:
         env = make_env(setting.replace(split=split), device)
         policy: Policy
         if name in runs:
-            policy = runs[name][0]
+            model, config, _ = runs[name]
+            policy = make_policy(model, env, config.locator, config.seed, name)
         elif first is None:
             policy = ScriptedPolicy(name, env)
         else:
-            generator = torch.Generator(env.device).manual_seed(0)
-            policy = RamPolicy(first[0].model, name + BORROWED, make_locator(name, env, generator))
+            policy = make_policy(first.model, env, name, first.config.seed, name + BORROWED)
         evaluations.append(_evaluate(policy, env, task_name, protocol))
     _show_comparison(evaluations, json)
 
@@ -225,10 +236,15 @@ def watch(
         data_root: Folder with the datasets, if it is not where the run was trained.
         milliseconds: How long each look is shown.
     """
-    policy, config = _load_policy(run, "cpu", data_root)
-    env = make_env(config.environment().replace(split=split), config.device, max(episodes, 1))
+    trained = load_model(RunFolder(run), "cpu", data_root)
+    env = make_env(trained.config.environment().replace(split=split), "cpu", max(episodes, 1))
+    policy = make_policy(trained.model, env, trained.config.locator, trained.config.seed)
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
         raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
+    if not 20 <= milliseconds <= 60_000:
+        raise ValueError(f"milliseconds must lie in 20 to 60000, got {milliseconds}")
+    if gif.suffix.lower() != ".gif":
+        raise ValueError(f"gif must be a file name that ends in .gif, got {gif}")
     env.render_mode = "rgb_array"
     with torch.inference_mode():
         observation, _ = env.reset(options={"index": torch.arange(first, first + episodes)})
@@ -242,7 +258,7 @@ def watch(
     order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
     gif.parent.mkdir(parents=True, exist_ok=True)
     save_gif(order, str(gif), milliseconds, milliseconds)
-    print(f"{gif}: {episodes} episodes, {len(order)} frames")
+    print(f"{gif}: {episodes} episodes")
 
 
 TRAINERS = {"ram": train_ram}
@@ -265,6 +281,9 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        raise SystemExit(130) from None
 
 
 def _choose(commands: dict[str, Any], prog: str, description: str, arguments: list[str]) -> None:
@@ -277,13 +296,6 @@ def _train() -> None:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _load_policy(path: Path, device: str, data_root: str | None) -> tuple[RamPolicy, RamConfig]:
-    model, config = load_model(RunFolder(path), device)
-    if data_root is not None:
-        config = dataclasses.replace(config, data_root=data_root)
-    return RamPolicy(model, str(path)), config
 
 
 def _evaluate(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: ProtocolName) -> Evaluation:

@@ -27,12 +27,14 @@ def show_progress(title: str) -> Iterator[Report]:
     if not console.is_terminal:
         yield _lines(console, title)
         return
-    status = TextColumn("{task.percentage:3.0f}%  {task.fields[text]}")
-    with Progress(TextColumn("{task.description}"), BarColumn(), status, console=console) as bar:
-        work = bar.add_task(title, total=1.0, text="")
+    console.print(title, highlight=False, markup=False)
+    # Eighty columns hold all of it; the time left stands first, so that a narrower terminal cuts something else.
+    status = TextColumn("{task.percentage:3.0f}% {task.fields[text]}")
+    with Progress(BarColumn(bar_width=6), status, console=console) as bar:
+        work = bar.add_task("", total=1.0, text="")
 
         def report(done: float, text: str, seconds_left: float) -> None:
-            bar.update(work, completed=done, text=f"{text}, {format_seconds(seconds_left)} left")
+            bar.update(work, completed=done, text=f"{format_seconds(seconds_left)} left, {text}")
 
         yield report
 
@@ -44,7 +46,7 @@ def _lines(console: Console, title: str) -> Report:
         now = time.monotonic()
         if now - last[0] >= SECONDS_BETWEEN_LINES or done >= 1:
             last[0] = now
-            line = f"{title} {100 * done:3.0f}%  {text}, {format_seconds(seconds_left)} left"
+            line = f"{title} {100 * done:3.0f}%  {format_seconds(seconds_left)} left, {text}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return report
@@ -64,7 +66,7 @@ def format_training(epoch: int, epochs: int, images_per_second: float, metrics: 
     """One line on a training run."""
     parts = [f"epoch {epoch}/{epochs}"]
     if metrics is not None:
-        parts.append(f"train accuracy {metrics['train_accuracy_percent']:.2f}%")
+        parts.append(f"accuracy {metrics['train_accuracy_percent']:.1f}%")
         if "validation_error_percent" in metrics:
-            parts.append(f"validation error {metrics['validation_error_percent']:.2f}%")
+            parts.append(f"val error {metrics['validation_error_percent']:.2f}%")
     return ", ".join([*parts, f"{images_per_second:,.0f} images/s"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import ram_gym
@@ -46,10 +46,12 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
+        command: what began the run, for config.json; default: this process's arguments.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], command: list[str] | None = None) -> None:
         self.path = Path(path)
+        self.command = sys.argv if command is None else command
 
     def create(self, agent: str, config: dict[str, Any]) -> None:
         """Makes the folder and writes config.json.
@@ -62,8 +64,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
         versions |= {package: metadata.version(package) for package in PACKAGES}
-        command = ["python", "-m", "agents", *sys.argv[1:]] if Path(sys.argv[0]).name == "__main__.py" else sys.argv
-        about = {"agent": agent, "config": config, "command": command, "versions": versions}
+        about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
         about["hardware"] = _hardware()
         self.write_json("config.json", about)
 
@@ -76,6 +77,8 @@ class RunFolder:
         if not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} holds no run: there is no config.json in it")
         about = self.read_json("config.json")
+        if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+            raise RunError(f"{self.path}/config.json is damaged: it holds no configuration")
         if about.get("agent") != agent:
             raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
         return about["config"]
@@ -83,7 +86,7 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
         temporary.replace(self.path / name)
 
     def read_json(self, name: str, default: Any = None) -> Any:
@@ -100,7 +103,7 @@ class RunFolder:
         """Writes a safetensors file with a JSON header entry, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         on_cpu = {key: value.detach().to("cpu").clone().contiguous() for key, value in tensors.items()}
-        save_file(on_cpu, temporary, {"about": json.dumps(about or {})})
+        temporary.write_bytes(save(on_cpu, {"about": json.dumps(about or {}, allow_nan=False)}))
         temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -122,7 +125,7 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
@@ -130,9 +133,12 @@ class RunFolder:
         rows = []
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or "epoch" not in row:
+                break
+            rows.append(row)
         return rows
 
     def truncate_metrics(self, epochs: int) -> None:
@@ -144,4 +150,11 @@ class RunFolder:
 
     def add_result(self, key: str, value: Any) -> None:
         """Sets one entry of results.json."""
-        self.write_json("results.json", {**self.read_json("results.json", {}), key: value})
+        known = self.read_json("results.json", {})
+        if not isinstance(known, dict):
+            raise RunError(f"{self.path}/results.json is damaged: it holds no object")
+        self.write_json("results.json", {**known, key: value})
+
+    def remove_results(self) -> None:
+        """Removes results.json, whose entries are of weights that training is about to replace."""
+        (self.path / "results.json").unlink(missing_ok=True)

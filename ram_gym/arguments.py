@@ -96,11 +96,13 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int) -> Tensor |
         is_integer, shape, kind = value.dtype.kind in "iu", value.shape, str(value.dtype)
     if not is_integer or shape not in ((), (num_envs,)):
         raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to(torch.int64)
     if ((value < 0) | (value > bound - 1)).any():
         raise ValueError(f"{name} must lie in [0, {bound}), got {value.min()} to {value.max()}")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
-    return value.detach().to(torch.int64).expand(num_envs).clone()
+    return value.expand(num_envs).clone()
 
 
 def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Tensor | None:

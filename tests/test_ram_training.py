@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert seen[-1].done == 1
     assert seen[-1].seconds_left == 0
-    model, config = load_model(folder)
+    model, config, epoch = load_model(folder)
+    assert epoch == result.best_epoch
     env = GlimpseVectorEnv(
         500, config.environment().replace(split="validation"), output="torch", autoreset_mode="Disabled"
     )
@@ -152,6 +154,21 @@ def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch
     assert calls[0]["scene_seed"] == calls[1]["scene_seed"] != calls[per_epoch]["scene_seed"]
 
 
+def test_divergence_is_named_and_leave_one_out_ignores_the_baseline(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="diverged in epoch 1"):
+        trainer = Trainer(digits())
+        trainer.update()
+        trainer.sums += math.nan
+        trainer.end_epoch()
+    weights = []
+    for baseline_weight in (0.0, 5.0):
+        trainer = Trainer(digits(baseline="leave-one-out", rollouts=2, baseline_weight=baseline_weight))
+        for _ in range(3):
+            trainer.update()
+        weights.append(trainer.model.classifier.weight)
+    assert torch.equal(*weights)
+
+
 def test_schedules_by_hand() -> None:
     config = RamConfig(learning_rate=1.0, location_std=0.2, final_location_std=0.1)
     np.testing.assert_allclose([learning_rate(config, d) for d in (0, 0.05, 0.1, 0.55, 1)], [0.04, 0.52, 1, 0.5, 0])
@@ -169,7 +186,9 @@ def test_schedules_by_hand() -> None:
         ({"final_location_std": -1.0}, "final_location_std"),
         ({"weight_average": 1.0}, "weight_average"),
         ({"baseline": "leave-one-out"}, "rollouts of at least 2"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite"),
+        ({"location_std": float("inf")}, "location_std must be finite"),
+        ({"seed": 2**31}, "seed must be below"),
     ],
 )
 def test_bad_configurations_are_named(fields: dict, message: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from ram_gym import GlimpseConfig, get_task
+
+MAX_SEED = 2**31
 
 Locator = Literal["learned", "random", "centre", "scan"]
 
@@ -33,7 +36,7 @@ class RamConfig:
     epochs: int = 100
     """Passes over the training images; each pass draws new scenes."""
     batch_size: int = 256
-    """Scenes in one update."""
+    """Scenes in one update. What is left of a pass that it does not divide is dropped."""
     rollouts: int = 1
     """Rollouts M of each scene in one update; an update sees batch_size * M episodes."""
 
@@ -53,7 +56,8 @@ class RamConfig:
     final_location_std: float | None = None
     """The same at the end, reached linearly; None keeps it constant."""
     baseline: Literal["learned", "leave-one-out"] = "learned"
-    """What REINFORCE subtracts from the reward: a learned value per step, or the mean of the scene's other rollouts."""
+    """What REINFORCE subtracts from the reward: a learned value per step (trained beside scripted locators too, where
+    nothing reads it), or the mean of the scene's other rollouts."""
     reinforce_weight: float = 0.1
     """Weight of the REINFORCE term (a mean over glimpses and episodes) beside cross-entropy."""
     baseline_weight: float = 1.0
@@ -82,6 +86,11 @@ class RamConfig:
         for name, low in _LOWEST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name, value in self.to_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        if self.seed >= MAX_SEED:
+            raise ValueError(f"seed must be below {MAX_SEED}, got {self.seed}")
         for name in ("location_std", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -124,7 +133,7 @@ _FOVEATED = {"epochs": 100, "location_std": 0.25, "final_location_std": 0.05, "r
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 120, "batch_size": 64, "location_std": 0.2, "final_location_std": 0.05},
-    "mnist-28": {"epochs": 100, "location_std": 0.2, "final_location_std": 0.05, "weight_decay": 0.2},
+    "mnist-28": {"epochs": 80, "location_std": 0.2, "final_location_std": 0.05, "weight_decay": 0.2},
     "translated-60": _FOVEATED,
     "cluttered-60": _FOVEATED,
     "cluttered-100": _FOVEATED,

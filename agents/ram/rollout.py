@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 
 from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout
 from agents.ram.network import RecurrentAttentionModel
+from agents.ram.policy import RamPolicy
 from agents.runs import RunError, RunFolder
-from agents.scripted import ScriptedLocator
+from agents.scripted import ScriptedLocator, make_locator
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
 
 AGENT = "ram"
@@ -22,6 +24,10 @@ def make_env(setting: GlimpseConfig, device: str, num_envs: int | None = None) -
 
     Without `num_envs` it is for evaluation: as many lanes as there are images, at most `EVALUATION_LANES`.
     """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     if num_envs is None:
         images = load_dataset(setting.dataset, setting.split, setting.data_root).images
         num_envs = min(len(images), EVALUATION_LANES)
@@ -94,20 +100,59 @@ def play(
     )
 
 
-def load_model(folder: RunFolder, device: str | None = None) -> tuple[RecurrentAttentionModel, RamConfig]:
-    """The best network of a run, in evaluation mode, and the run's configuration.
+def make_policy(
+    model: RecurrentAttentionModel, env: GlimpseVectorEnv, locator: str, seed: int = 0, name: str = "ram"
+) -> RamPolicy:
+    """The policy that answers with a network and looks where its own or a scripted locator says.
+
+    Args:
+        model: the network.
+        env: what it will play.
+        locator: "learned", or a scripted one; a run's own is `config.locator`.
+        seed: of random locations.
+        name: for reports.
+    """
+    if locator == "learned":
+        return RamPolicy(model, name)
+    generator = torch.Generator(env.device).manual_seed(seed)
+    return RamPolicy(model, name, make_locator(locator, env, generator))
+
+
+def read_ram_config(folder: RunFolder) -> RamConfig:
+    """The configuration of a run.
+
+    Raises:
+        RunError: there is no run of this agent, or its config.json is of another version.
+    """
+    fields = folder.read_config(AGENT)
+    try:
+        return RamConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
+
+
+class TrainedModel(NamedTuple):
+    """What a run folder holds."""
+
+    model: RecurrentAttentionModel
+    """The best network, in evaluation mode."""
+    config: RamConfig
+    epoch: int
+    """The epoch it is of."""
+
+
+def load_model(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedModel:
+    """The best network of a run, and the run's configuration with another device and data folder where given.
 
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    try:
-        config = RamConfig(**{**folder.read_config(AGENT), **({"device": device} if device else {})})
-    except TypeError as error:
-        raise RunError(f"{folder.path}/config.json is not of this version: {error}") from error
-    weights, _ = folder.read_tensors("best.safetensors")
+    config = read_ram_config(folder)
+    config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
+    weights, about = folder.read_tensors("best.safetensors")
     model = make_model(config, make_env(config.environment().replace(split="validation"), config.device, 1))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.path}/best.safetensors does not fit its config.json: {error}") from error
-    return model.eval(), config
+    return TrainedModel(model.eval(), config, about.get("epoch", 0))

@@ -24,8 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from agents.ram.config import RamConfig
 from agents.ram.losses import rollout_losses, total_loss
 from agents.ram.network import RecurrentAttentionModel
-from agents.ram.policy import RamPolicy
-from agents.ram.rollout import AGENT, make_env, make_model, play
+from agents.ram.rollout import AGENT, make_env, make_model, make_policy, play
 from agents.runs import RunError, RunFolder
 from agents.scripted import ScriptedLocator, make_locator
 from ram_gym import evaluate
@@ -98,7 +97,6 @@ class Trainer:
         )
         self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
         self.locator: ScriptedLocator | None = None
-        self.validation_locator: ScriptedLocator | None = None
         if config.locator != "learned":
             self.locator = make_locator(config.locator, self.env, self.generator)
         self.epoch = 0  # complete ones
@@ -134,8 +132,9 @@ class Trainer:
         rollout = play(self.model, self.env, options, std, self.generator, self.locator)
         losses = rollout_losses(rollout, std, config.rollouts, use_leave_one_out=config.baseline == "leave-one-out")
         reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
+        baseline_weight = config.baseline_weight if config.baseline == "learned" else 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        total_loss(losses, reinforce_weight, config.baseline_weight).backward()
+        total_loss(losses, reinforce_weight, baseline_weight).backward()
         if config.max_gradient_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
         for group in self.optimizer.param_groups:
@@ -149,6 +148,8 @@ class Trainer:
     def end_epoch(self) -> dict[str, Any]:
         """Closes an epoch: validates, keeps the best weights, writes metrics and a checkpoint; returns the metrics."""
         reward, classification, reinforce, baseline = (self.sums / self.updates_per_epoch).tolist()
+        if not math.isfinite(reward + classification + reinforce + baseline):
+            raise RunError(f"training diverged in epoch {self.epoch + 1}: a loss is no number; lower learning_rate")
         self.epoch, self.update_in_epoch = self.epoch + 1, 0
         self.sums.zero_()
         metrics: dict[str, Any] = {
@@ -178,10 +179,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Error in percent on the validation split, single rollout."""
-        if self.locator is not None:
-            generator = torch.Generator(self.env.device).manual_seed(self.config.seed)
-            self.validation_locator = make_locator(self.config.locator, self.validation_env, generator)
-        policy = RamPolicy(self.evaluated_model, locator=self.validation_locator)
+        policy = make_policy(self.evaluated_model, self.validation_env, self.config.locator, self.config.seed)
         return evaluate(policy, self.validation_env).error_percent
 
     def save(self) -> None:
@@ -259,8 +257,10 @@ def train(
         elif (folder.path / "last.safetensors").exists():
             trainer.load()
         folder.truncate_metrics(trainer.epoch)
+        if trainer.epoch < config.epochs:
+            folder.remove_results()
         trainer.last_metrics = next(reversed(folder.read_metrics()), None)
-    writer = _tensorboard(folder, trainer.epoch)
+    writer = _tensorboard(folder)
     saved = reported = time.perf_counter()
     began = trainer.seconds, trainer.done
     with _interrupts() as is_interrupted:
@@ -271,9 +271,7 @@ def train(
             if trainer.update_in_epoch == trainer.updates_per_epoch:
                 metrics = trainer.end_epoch()
                 saved = time.perf_counter()
-                for key, value in metrics.items():
-                    if writer is not None and key != "epoch":
-                        writer.add_scalar(key, value, trainer.epoch)
+                _add_scalars(writer, metrics)
             now = time.perf_counter()
             if folder is not None and now - saved > 60 * config.checkpoint_minutes:
                 trainer.save()
@@ -281,6 +279,8 @@ def train(
             if on_progress is not None and (now - reported > 0.25 or trainer.epoch == config.epochs):
                 reported = now
                 on_progress(_progress(trainer, *began))
+        if folder is not None and trainer.epoch < config.epochs:
+            trainer.save()
     if writer is not None:
         writer.close()
     is_complete = trainer.epoch == config.epochs
@@ -289,8 +289,6 @@ def train(
         found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
         found |= {"train_seconds": round(trainer.seconds, 1), "scenes": (trainer.last_metrics or {}).get("scenes")}
         folder.add_result("validation", found)
-    elif folder is not None:
-        trainer.save()
     return TrainResult(is_complete, best_epoch, error)
 
 
@@ -309,12 +307,22 @@ def _progress(trainer: Trainer, seconds_before: float, done_before: float) -> Pr
     )
 
 
-def _tensorboard(folder: RunFolder | None, epoch: int) -> Any:
+def _tensorboard(folder: RunFolder | None) -> Any:
+    """A writer that has the rows of metrics.jsonl and hides whatever else an earlier writer left."""
     if folder is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.path), purge_step=epoch + 1)
+    writer = SummaryWriter(str(folder.path), purge_step=1)
+    for row in folder.read_metrics():
+        _add_scalars(writer, row)
+    return writer
+
+
+def _add_scalars(writer: Any, row: dict[str, Any]) -> None:
+    for key, value in row.items():
+        if writer is not None and key != "epoch":
+            writer.add_scalar(key, value, row["epoch"])
 
 
 @contextmanager
