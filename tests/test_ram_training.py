@@ -155,10 +155,10 @@ def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch
 
 
 def test_divergence_is_named_and_leave_one_out_ignores_the_baseline(tmp_path: Path) -> None:
+    trainer = Trainer(digits())
+    trainer.update()
+    trainer.sums += math.nan
     with pytest.raises(RunError, match="diverged in epoch 1"):
-        trainer = Trainer(digits())
-        trainer.update()
-        trainer.sums += math.nan
         trainer.end_epoch()
     weights = []
     for baseline_weight in (0.0, 5.0):
