@@ -269,7 +269,7 @@ def test_foreign_environments_are_refused(single: Any, vector: Any) -> None:
             single(foreign)
     with pytest.raises(ValueError, match=r"env must have the action space of GlimpseEnv, a Dict .*, got Discrete"):
         vector(gym.make_vec("CartPole-v1", num_envs=2))
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, AssertionError)):  # Gymnasium's own check, which depends on its version
         vector(GlimpseEnv(**FIELDS))
 
 
