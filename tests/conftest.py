@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
+# OpenMP threads that spin while they wait make the suite many times slower beside any other busy process.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
