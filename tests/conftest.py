@@ -8,8 +8,8 @@ from pathlib import Path
 # OpenMP threads that spin while they wait make the suite many times slower beside any other busy process.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
