@@ -193,7 +193,8 @@ def _show_comparison(evaluations: list[Evaluation], as_json: bool) -> None:
     for heading in ("policy", "error % (95% interval)", "minus first, points", "p (McNemar)"):
         table.add_column(heading, justify="left" if heading == "policy" else "right", overflow="fold")
     for evaluation in evaluations:
-        row, cells = evaluation.to_dict(), [evaluation.policy, _with_interval("{:.2f}", evaluation)]
+        row = evaluation.to_dict()
+        cells = [Path(evaluation.policy).name, _with_interval("{:.2f}", evaluation)]
         if evaluation is not reference:
             difference = compare_evaluations(evaluation, reference)
             cells += [_with_interval("{:+.2f}", difference), f"{difference.p_value:.2g}"]
