@@ -21,7 +21,18 @@ from agents.cli import main
 from agents.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--task", "digits", "--hidden-size", "16", "--glimpse-hidden-size", "8", "--locator-hidden-size", "8"]
+SMALL = [
+    "--task",
+    "digits",
+    "--validate-every",
+    "1",
+    "--hidden-size",
+    "16",
+    "--glimpse-hidden-size",
+    "8",
+    "--locator-hidden-size",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +165,7 @@ def test_help_reads_well(capsys: Any) -> None:
         (["--help"], ["train", "evaluate", "compare", "watch"]),
         (["train", "--help"], ["ram", "Recurrent Attention Model"]),
         (["train", "ram", "--help"], ["--task", "--epochs", "--location-std", "--resume", "Passes over the training"]),
-        (["train", "ram", "--task", "digits", "--help"], ["default: 120"]),
+        (["train", "ram", "--task", "digits", "--help"], ["default: 100"]),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -19,7 +19,14 @@ from agents.runs import RunError, RunFolder
 from agents.scripted import make_locator, scan_path
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate
 
-TINY = {"epochs": 2, "hidden_size": 16, "glimpse_hidden_size": 8, "locator_hidden_size": 8, "batch_size": 256}
+TINY = {
+    "epochs": 2,
+    "validate_every": 1,
+    "hidden_size": 16,
+    "glimpse_hidden_size": 8,
+    "locator_hidden_size": 8,
+    "batch_size": 256,
+}
 
 
 def spot_task(num_envs: int) -> GlimpseVectorEnv:

@@ -132,7 +132,14 @@ _LOWEST = {
 _FOVEATED = {"epochs": 100, "location_std": 0.25, "final_location_std": 0.05, "reinforce_weight": 0.3}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 120, "batch_size": 64, "location_std": 0.2, "final_location_std": 0.05},
+    "digits": {
+        "epochs": 100,
+        "batch_size": 64,
+        "location_std": 0.2,
+        "final_location_std": 0.05,
+        "weight_decay": 0.2,
+        "validate_every": 4,
+    },
     "mnist-28": {"epochs": 80, "location_std": 0.2, "final_location_std": 0.05, "weight_decay": 0.2},
     "translated-60": _FOVEATED,
     "cluttered-60": _FOVEATED,
