@@ -1,4 +1,7 @@
-"""GlimpseVectorEnv: thousands of glimpse environments at once, in PyTorch, on CPU or GPU."""
+"""GlimpseVectorEnv: thousands of glimpse environments at once, in PyTorch, on CPU or GPU.
+
+One class, longer than other files here: a third of it is its contract, and its methods share all of its state.
+"""
 
 from __future__ import annotations
 
