@@ -14,7 +14,7 @@ from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_locatio
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
-from ram_gym.retina import Pyramid, build_pyramid, sense
+from ram_gym.retina import build_pyramid, canvases_of, sense
 
 RENDER_FPS = 2
 
@@ -141,7 +141,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._num_steps: int | None = None  # taken in this episode; None where none is running
         self._index = self._scene_seed = np.zeros(1, np.int64)
         self._placement: scenes.Placement | None = None
-        self._pyramid: Pyramid = ()
+        self._pyramid: np.ndarray | None = None
         self._path: list[np.ndarray] = []  # locations looked at, float32 (2,) each
         self._prediction: int | None = None
 
@@ -167,7 +167,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         keys = scenes.scene_keys(self._index, self._scene_seed, self.config.split)
         self._placement = scenes.place(self._index, keys, self._data.images.shape, self.config)
         canvas = scenes.compose(self._data.images, self._index, self._placement, self.config)
-        self._pyramid = build_pyramid(canvas, self.config)
+        self._pyramid = build_pyramid(canvas, self.config, self._pyramid)
         self._path = [scenes.first_locations(keys)[0] if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}
@@ -213,7 +213,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def canvas(self) -> np.ndarray:
         """The hidden scene, uint8 (C, S, S). For drawing and for bounds: no observation shows it."""
         self._require_episode()
-        return self._pyramid[0][0, :, 1:-1, 1:-1].copy()
+        return canvases_of(self._pyramid, self.config)[0]
 
     @property
     def label(self) -> int:

@@ -13,57 +13,137 @@ and PyTorch, on every device and in every batch size.
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace, device
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import GlimpseConfig
 from ram_gym.coordinates import Array, location_to_pixel, patch_origins
 
-Pyramid = tuple[Array, ...]
-"""Box sums of canvases, one integer array (N, C, S + b + 1, S + b + 1) a scale, b the scale's block side.
 
-Entry [n, c, y + b, x + b] is the sum of the b x b pixels whose top-left pixel is (x, y), for x and y from -b to S;
-the first and the last row and column lie outside the canvas and are zero.
-"""
+class _Level(NamedTuple):
+    """Where one scale's box sums lie in a pyramid: a square of `width` from `start` on, row by row.
+
+    Its entry (x, y) is the sum of the b x b pixels whose top-left pixel is (x - before, y - before), b the block.
+    """
+
+    block: int
+    before: int
+    """Rows and columns before pixel 0; all zero, like those after the last pixel."""
+    width: int
+    start: int
 
 
-def build_pyramid(canvases: Array, config: GlimpseConfig) -> Pyramid:
+@lru_cache(maxsize=64)
+def _levels(config: GlimpseConfig) -> tuple[_Level, ...]:
+    levels, start = [], 0
+    for scale in range(config.num_scales):
+        block, following = config.block_side(scale), config.block_side(scale + 1)
+        # Wide enough that the next scale's sums are sums of shifted copies, without a case for the border.
+        is_last = scale == config.num_scales - 1
+        before, after = (block, 1) if is_last else (following, following - block + 1)
+        width = before + config.canvas_size + after
+        levels.append(_Level(block, before, width, start))
+        start += width * width
+    return tuple(levels)
+
+
+def _square(pyramid: Array, level: _Level) -> Array:
+    """A level of a pyramid as a view. (N, C, L) -> (N, C, width, width)."""
+    flat = pyramid[:, :, level.start : level.start + level.width**2]
+    return array_namespace(pyramid).reshape(flat, (*flat.shape[:2], level.width, level.width))
+
+
+def build_pyramid(canvases: Array, config: GlimpseConfig, pyramid: Array | None = None) -> Array:
     """Box sums of canvases at every place and scale.
 
     Args:
         canvases: uint8 (N, C, S, S).
         config: gives the number of scales and their factor.
+        pyramid: one that was built before for as many canvases; it is overwritten, which saves its allocation.
 
     Returns:
-        One array a scale: uint8 for the first, int16 or int32 after it; see `Pyramid`.
+        (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other.
     """
     xp = array_namespace(canvases)
-    num, channels, size, _ = canvases.shape
-    sums = xp.zeros((num, channels, size + 2, size + 2), dtype=xp.uint8, device=device(canvases))
-    sums[:, :, 1 : size + 1, 1 : size + 1] = canvases
-    pyramid = [sums]
-    for scale in range(1, config.num_scales):
-        block = config.block_side(scale - 1)
-        dtype = xp.int16 if 255 * config.block_side(scale) ** 2 < 2**15 else xp.int32
-        sums = _add_shifted(sums, block, config.scale_factor, dtype, axis=2)
-        sums = _add_shifted(sums, block, config.scale_factor, dtype, axis=3)
-        pyramid.append(sums)
-    return tuple(pyramid)
+    levels, size = _levels(config), config.canvas_size
+    if pyramid is None:
+        largest = 255 * levels[-1].block ** 2
+        dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
+        shape = (*canvases.shape[:2], levels[-1].start + levels[-1].width ** 2)
+        pyramid = xp.zeros(shape, dtype=dtype, device=device(canvases))
+    pixels = slice(levels[0].before, levels[0].before + size)
+    _square(pyramid, levels[0])[:, :, pixels, pixels] = canvases
+    for fine, coarse in zip(levels, levels[1:], strict=False):
+        # Sums that begin at pixels from -coarse.block to size - 1; those further out stay zero.
+        length = coarse.block + size
+        shifts = [copy * fine.block for copy in range(config.scale_factor)]
+        inside = slice(coarse.before - coarse.block, coarse.before + size)
+        sums = _square(pyramid, fine)
+        sums = _add_all([sums[:, :, :, shift : shift + length] for shift in shifts])
+        target = _square(pyramid, coarse)[:, :, inside, inside]
+        _add_all([sums[:, :, shift : shift + length] for shift in shifts], target)
+    return pyramid
 
 
-def _add_shifted(sums: Array, shift: int, copies: int, dtype: object, axis: int) -> Array:
-    """The sum of `copies` copies of an array, each `shift` further along `axis` than the one before."""
-    xp = array_namespace(sums)
-    shape = list(sums.shape)
-    length = shape[axis]
-    shape[axis] += (copies - 1) * shift
-    total = xp.zeros(tuple(shape), dtype=dtype, device=device(sums))
-    for copy in range(copies):
-        window = slice(copy * shift, copy * shift + length)
-        total[(slice(None), slice(None), window) if axis == 2 else (Ellipsis, window)] += sums
+def _add_all(terms: list[Array], out: Array | None = None) -> Array:
+    """The sum of two or more arrays of one shape, into `out` where given."""
+    xp = array_namespace(terms[0])
+    total = xp.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        total += term
     return total
 
 
-def sense(pyramid: Pyramid, locations: Array, config: GlimpseConfig) -> Array:
+def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
+    """The canvases that a pyramid was built from: a copy, uint8 (N, C, S, S)."""
+    xp = array_namespace(pyramid)
+    level = _levels(config)[0]
+    pixels = slice(level.before, level.before + config.canvas_size)
+    return xp.astype(_square(pyramid, level)[:, :, pixels, pixels], xp.uint8, copy=True)
+
+
+class _Constants(NamedTuple):
+    """What `sense` needs for a configuration on a device; K scales of P x P values. int64 unless noted."""
+
+    sides: tuple[int, ...]
+    """Patch sides in canvas pixels."""
+    steps: Array
+    """(K, P), pixels from a patch's first value to each."""
+    low: Array
+    """(K, 1), the smallest pixel that is looked up; all before it are as zero as it is."""
+    high: Array
+    """(K, 1), the largest one."""
+    widths: Array
+    """(K, 1), of the levels."""
+    offsets: Array
+    """(K, 1), of pixel (0, 0) in a pyramid."""
+    divisors: Array
+    """float32 (K, 1, 1), what white sums up to."""
+
+
+@lru_cache(maxsize=64)
+def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
+    levels = _levels(config)
+
+    def column(numbers: list[int]) -> Array:
+        return xp.asarray(numbers, dtype=xp.int64, device=where)[:, None]
+
+    blocks = column([level.block for level in levels])
+    return _Constants(
+        tuple(config.patch_side(scale) for scale in range(config.num_scales)),
+        xp.arange(config.patch_size, dtype=xp.int64, device=where) * blocks,
+        -blocks,
+        column([config.canvas_size] * len(levels)),
+        column([level.width for level in levels]),
+        column([level.start + level.before * (level.width + 1) for level in levels]),
+        # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
+        xp.astype(255 * blocks * blocks, xp.float32)[:, :, None],
+    )
+
+
+def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     """The glimpses at locations, one a scene.
 
     Args:
@@ -75,23 +155,29 @@ def sense(pyramid: Pyramid, locations: Array, config: GlimpseConfig) -> Array:
         float32 (N, K * C, P, P) in [0, 1]; channel k * C + c is scale k of the canvas's channel c.
     """
     xp = array_namespace(locations)
-    where = device(locations)
-    size, side = config.canvas_size, config.patch_size
-    num, channels = pyramid[0].shape[:2]
-    pixels = location_to_pixel(locations, size)  # (N, 2)
-    steps = xp.arange(side, dtype=xp.int64, device=where)
-    glimpses = xp.empty((num, config.num_scales, channels, side * side), dtype=xp.float32, device=where)
-    for scale, sums in enumerate(pyramid):
-        block = config.block_side(scale)
-        width = size + block + 1
-        origins = patch_origins(pixels, config.patch_side(scale))  # (N, 2)
-        places = xp.clip(origins[:, :, None] + steps * block, -block, size) + block  # (N, 2, P)
-        flat = places[:, 1, :, None] * width + places[:, 0, None, :]  # (N, P, P)
-        flat = xp.broadcast_to(xp.reshape(flat, (num, 1, side * side)), (num, channels, side * side))
-        glimpses[:, scale] = xp.take_along_axis(xp.reshape(sums, (num, channels, width * width)), flat, axis=2)
-        # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        glimpses[:, scale] /= xp.full((1,), 255.0 * block * block, dtype=xp.float32, device=where)
-    return xp.reshape(glimpses, (num, config.num_scales * channels, side, side))
+    known = _constants(config, xp, device(locations))
+    scales, side = config.num_scales, config.patch_size
+    num, channels = pyramid.shape[:2]
+    pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
+    origins = xp.stack([patch_origins(pixels, side) for side in known.sides], axis=2)  # (N, 2, K)
+    # Pixels (x, y) of every value, those beyond the border moved onto zeros next to it.
+    places = xp.minimum(xp.maximum(origins[..., None] + known.steps, known.low), known.high)  # (N, 2, K, P)
+    rows = places[:, 1] * known.widths + known.offsets
+    flat = rows[..., None] + places[:, 0, :, None, :]  # (N, K, P, P)
+    sums = _look_up(pyramid, xp.reshape(flat, (num, 1, scales * side * side)))
+    sums = xp.permute_dims(xp.reshape(sums, (num, channels, scales, side * side)), (0, 2, 1, 3))
+    glimpses = xp.astype(sums, xp.float32) / known.divisors
+    return xp.reshape(glimpses, (num, scales * channels, side, side))
+
+
+# `take_along_axis` of both libraries spends more on its checks than on the lookup.
+def _look_up(table: Array, places: Array) -> Array:
+    """Entries of table (N, C, L) at places (N, 1, M), the same for all channels: (N, C, M)."""
+    if is_torch_array(table):
+        return table.gather(2, places.expand(-1, table.shape[1], -1))
+    if len(table) == 1:
+        return table.take(places[0, 0], axis=2)
+    return array_namespace(table).take_along_axis(table, places, axis=2)
 
 
 def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> Array:

@@ -7,7 +7,8 @@ function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorando
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device, is_torch_array
 
@@ -65,8 +66,11 @@ def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array
     Returns:
         indices int64 (N,) in [0, num_images), scene seeds int64 (N,) in [0, 2^31).
     """
+    xp = array_namespace(keys)
     keys = hash_with(hash_with(keys, EPISODE_INDEX), episodes)
-    return draw_integers(keys, 0, num_images), draw_integers(keys, EPISODE_SCENE_SEED, 2**31 - 1)
+    draws, bounds = _pairs((0, EPISODE_SCENE_SEED), (num_images, 2**31 - 1), xp, device(keys))
+    drawn = draw_integers(keys[:, None], draws, bounds)
+    return drawn[:, 0], drawn[:, 1]
 
 
 def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
@@ -78,8 +82,11 @@ def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
             use rollout 0.
     """
     xp = array_namespace(keys)
-    draws = [(hash_with(keys, LOCATION + 2 * rollout + axis) >> 40) & (2**24 - 1) for axis in (0, 1)]
-    return xp.astype(xp.stack(draws, axis=-1) - 2**23, xp.float32) * 2.0**-23
+    draws, _ = _pairs((LOCATION, LOCATION + 1), (0, 0), xp, device(keys))
+    if not isinstance(rollout, int):
+        rollout = rollout[:, None]
+    drawn = (hash_with(keys[:, None], draws + 2 * rollout) >> 40) & (2**24 - 1)
+    return xp.astype(drawn - 2**23, xp.float32) * 2.0**-23
 
 
 class Placement(NamedTuple):
@@ -104,17 +111,25 @@ def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: Gli
         image_shape: shape (num_images, C, H, W) of the split's images.
         config: canvas and clutter sizes.
     """
-    xp = array_namespace(keys)
     num_images, _, height, width = image_shape
-    size, piece = config.canvas_size, config.clutter_size
-    digit = [draw_integers(keys, DIGIT + axis, size - side + 1) for axis, side in enumerate((width, height))]
-    # One column a piece: its draws are five consecutive numbers.
-    draws = CLUTTER + 5 * xp.arange(config.num_clutter, dtype=xp.int64, device=device(keys))
-    keys = keys[:, None]
-    source = (indices[:, None] + 1 + draw_integers(keys, draws, max(num_images - 1, 1))) % num_images
-    crop = [draw_integers(keys, draws + 1 + axis, side - piece + 1) for axis, side in enumerate((width, height))]
-    clutter = [draw_integers(keys, draws + 3 + axis, size - piece + 1) for axis in (0, 1)]
-    return Placement(xp.stack(digit, axis=-1), source, xp.stack(crop, axis=-1), xp.stack(clutter, axis=-1))
+    size, piece, num = config.canvas_size, config.clutter_size, config.num_clutter
+    draws = [DIGIT, DIGIT + 1]
+    bounds = [size - width + 1, size - height + 1]
+    for first in range(CLUTTER, CLUTTER + 5 * num, 5):
+        draws += range(first, first + 5)
+        bounds += [max(num_images - 1, 1), width - piece + 1, height - piece + 1, size - piece + 1, size - piece + 1]
+    xp = array_namespace(keys)
+    # All numbers of all scenes at once, (N, 2 + 5 J).
+    drawn = draw_integers(keys[:, None], *_pairs(tuple(draws), tuple(bounds), xp, device(keys)))
+    pieces = xp.reshape(drawn[:, 2:], (drawn.shape[0], num, 5))
+    source = (indices[:, None] + 1 + pieces[..., 0]) % num_images
+    return Placement(drawn[:, :2], source, pieces[..., 1:3], pieces[..., 3:])
+
+
+@lru_cache(maxsize=64)
+def _pairs(draws: tuple[int, ...], bounds: tuple[int, ...], xp: Any, where: Any) -> tuple[Array, Array]:
+    """Draw numbers and their bounds as arrays, int64, kept: they are the same for every batch."""
+    return xp.asarray(draws, dtype=xp.int64, device=where), xp.asarray(bounds, dtype=xp.int64, device=where)
 
 
 def digit_locations(placement: Placement, image_shape: tuple[int, ...], config: GlimpseConfig) -> Array:
@@ -144,7 +159,7 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
     xp = array_namespace(images)
     _, channels, height, width = images.shape
     size, piece, num = config.canvas_size, config.clutter_size, indices.shape[0]
-    digits = images[indices]  # (N, C, H, W)
+    digits = _take(images, indices)  # (N, C, H, W)
     if not config.num_clutter and height == width == size:
         return digits
     # The sum of all pieces and the digit, unclipped, has to fit.
@@ -153,7 +168,7 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
     if config.num_clutter:
         crops = _box_indices(placement.clutter_crop, channels, height, width, piece, piece)  # (N, J, C * piece^2)
         crops = placement.clutter_source[..., None] * (channels * height * width) + crops
-        pieces = xp.astype(xp.reshape(images, (-1,))[crops], dtype)
+        pieces = xp.astype(_take(xp.reshape(images, (-1,)), xp.reshape(crops, (-1,))), dtype)
         places = _box_indices(placement.clutter, channels, size, size, piece, piece)
         _add_at(flat, xp.reshape(places, (num, -1)), xp.reshape(pieces, (num, -1)))
     box = _box_indices(placement.digit, channels, size, size, height, width)  # (N, C * H * W)
@@ -173,7 +188,13 @@ def _box_indices(origins: Array, channels: int, rows: int, columns: int, height:
     return (origins[..., 1] * columns + origins[..., 0])[..., None] + xp.reshape(inside, (-1,))
 
 
-# Scatter has no place in the array API standard yet, so these two are written twice; the parity tests cover both.
+# Scatter has no place in the array API standard yet, and `take` of PyTorch is slow where indices may be negative, so
+# these three are written twice; the parity tests cover both.
+def _take(table: Array, indices: Array) -> Array:
+    """Rows of a table at indices (M,)."""
+    return table.index_select(0, indices) if is_torch_array(table) else table.take(indices, axis=0)
+
+
 def _add_at(flat: Array, places: Array, values: Array) -> None:
     """Adds values (N, M) to `flat` (N, L) at places (N, M), in place; repeated places add up."""
     if is_torch_array(flat):

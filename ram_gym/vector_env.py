@@ -19,7 +19,7 @@ from ram_gym.arguments import MAX_SEED, check_integers, check_keys, check_locati
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import Pyramid, build_pyramid, sense
+from ram_gym.retina import build_pyramid, canvases_of, sense
 
 Output = Literal["numpy", "torch"]
 
@@ -132,7 +132,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._location = self._zeros(torch.float32, 2)
         self._glimpse = self._zeros(torch.float32, *single_observation_space["glimpse"].shape or ())
         self._placement: scenes.Placement | None = None
-        self._pyramid: Pyramid = ()
+        self._pyramid: Tensor | None = None
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
         self._got_bad_action = torch.zeros((), dtype=torch.bool, device=self.device)
         self._bad_action_on_host = torch.zeros((), dtype=torch.bool, pin_memory=self.device.type == "cuda")
@@ -237,7 +237,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def canvases(self) -> Tensor:
         """The hidden scenes, uint8 (N, C, S, S). No observation shows them."""
         self._require_episode()
-        return self._pyramid[0][:, :, 1:-1, 1:-1].clone()
+        return canvases_of(self._pyramid, self.config)
 
     @property
     def labels(self) -> Tensor:
@@ -272,20 +272,19 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         scene = scenes.scene_keys(new_index, new_seed, self.config.split)
         placement = scenes.place(new_index, scene, tuple(self._images.shape), self.config)
         canvases = scenes.compose(self._images, new_index, placement, self.config)
-        pyramid = build_pyramid(canvases, self.config)
         new_location = scenes.first_locations(scene) if location is None else location[lanes]
-        if is_partial:
-            assert self._placement is not None
-            replaced = zip((*self._placement, *self._pyramid), (*placement, *pyramid), strict=True)
-            for old, new in replaced:
-                old[lanes] = new
-            # New tensors, since the old ones may have been handed out.
-            self._index, self._scene_seed = self._index.clone(), self._scene_seed.clone()
-            self._location = self._location.clone()
-            self._index[lanes], self._scene_seed[lanes], self._location[lanes] = new_index, new_seed, new_location
-        else:
-            self._placement, self._pyramid = placement, pyramid
+        if isinstance(lanes, slice):
+            self._placement, self._pyramid = placement, build_pyramid(canvases, self.config, self._pyramid)
             self._index, self._scene_seed, self._location = new_index, new_seed, new_location
+        else:
+            assert self._placement is not None and self._pyramid is not None
+            for old, new in zip(self._placement, placement, strict=True):
+                old.index_copy_(0, lanes, new)
+            self._pyramid.index_copy_(0, lanes, build_pyramid(canvases, self.config))
+            # New tensors, since the old ones may have been handed out.
+            self._index = self._index.index_copy(0, lanes, new_index)
+            self._scene_seed = self._scene_seed.index_copy(0, lanes, new_seed)
+            self._location = self._location.index_copy(0, lanes, new_location)
         self._num_episodes[lanes] += 1
         host_lanes = slice(None) if mask is None else mask
         self._num_steps[host_lanes] = 0
