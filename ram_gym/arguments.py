@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,10 @@ def check_location(name: str, value: Any) -> np.ndarray:
     location = _numbers(name, value)
     if location.shape != (2,):
         raise ValueError(f"{name} must have shape (2,), (x, y), got shape {location.shape}")
-    if not np.isfinite(location).all():
-        raise ValueError(f"{name} must be finite, got {location.tolist()}")
-    return clip_locations(location).astype(np.float32)
+    numbers = location.tolist()
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be finite, got {numbers}")
+    return np.array([min(max(number, -1.0), 1.0) for number in numbers], np.float32)
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
@@ -98,8 +100,9 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int) -> Tensor |
         raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
     if isinstance(value, torch.Tensor):
         value = value.detach().to(torch.int64)
-    if ((value < 0) | (value > bound - 1)).any():
-        raise ValueError(f"{name} must lie in [0, {bound}), got {value.min()} to {value.max()}")
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= bound:
+        raise ValueError(f"{name} must lie in [0, {bound}), got {low} to {high}")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
     return value.expand(num_envs).clone()
@@ -122,10 +125,11 @@ def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Te
 
 def check_locations(
     name: str, value: Any, shapes: tuple[tuple[int, ...], ...], device: torch.device, *, wait: bool
-) -> tuple[Tensor, Tensor]:
-    """Locations, clipped, float32 of one of the given shapes, and whether each number is finite, on the device.
+) -> tuple[Tensor, Tensor | None]:
+    """Locations, clipped, float32 of one of the given shapes, on the device.
 
-    `wait`: raise where one is not; else it becomes 0, and the caller raises when the device has got so far.
+    `wait`: raise where one is not finite. Else it becomes 0, and whether each is finite is handed over too, so that
+    the caller can raise when the device has got so far.
     """
     import torch
 
@@ -142,9 +146,10 @@ def check_locations(
         raise ValueError(f"{name} must have shape {shapes[-1]}, got {tuple(locations.shape)}")
     if not locations.is_floating_point():
         locations = locations.to(torch.float32)
+    if wait:
+        low, high = torch.aminmax(locations)  # NaN where any of them is
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        return clip_locations(locations).to(torch.float32), None
     is_finite = locations.isfinite()
-    if wait and not is_finite.all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if not wait:
-        locations = torch.where(is_finite, locations, 0.0)
-    return clip_locations(locations).to(torch.float32), is_finite
+    return clip_locations(torch.where(is_finite, locations, 0.0)).to(torch.float32), is_finite

@@ -14,7 +14,7 @@ from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_locatio
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
-from ram_gym.retina import build_pyramid, canvases_of, sense
+from ram_gym.retina import build_pyramid, canvases_of, sense_one
 
 RENDER_FPS = 2
 
@@ -136,10 +136,10 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         # Where the images came from, so that a copy in another process finds them whatever its environment says.
         self._data_root = str(Path(self.config.data_root or default_data_root()).expanduser().absolute())
         self.observation_space, self.action_space = setup.observation_space, setup.action_space  # type: ignore[assignment]
-        self._key: np.ndarray | None = None  # int64 (1,), the seed
+        self._key: int | None = None  # the seed
         self._num_episodes = 0  # begun since seeded
         self._num_steps: int | None = None  # taken in this episode; None where none is running
-        self._index = self._scene_seed = np.zeros(1, np.int64)
+        self._index = self._scene_seed = 0
         self._placement: scenes.Placement | None = None
         self._pyramid: np.ndarray | None = None
         self._path: list[np.ndarray] = []  # locations looked at, float32 (2,) each
@@ -154,20 +154,20 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
             seed = check_integer("seed", seed, MAX_SEED)
         super().reset(seed=seed)
         if seed is not None:
-            self._key, self._num_episodes = np.array([seed], np.int64), 0
+            self._key, self._num_episodes = seed, 0
         elif self._key is None:
-            self._key = self.np_random.integers(MAX_SEED, size=1)
-        drawn_index, drawn_seed = scenes.episode_scenes(self._key, np.array([self._num_episodes]), self.num_images)
-        fixed = self.config.fixed_scene_seed
-        self._num_episodes += 1
-        self._index = drawn_index if index is None else np.array([index], np.int64)
+            self._key = int(self.np_random.integers(MAX_SEED))
+        drawn_index, drawn_seed = scenes.episode_scenes(self._key, self._num_episodes, self.num_images)
         if scene_seed is None:
-            scene_seed = fixed
-        self._scene_seed = drawn_seed if scene_seed is None else np.array([scene_seed], np.int64)
-        keys = scenes.scene_keys(self._index, self._scene_seed, self.config.split)
-        self._placement = scenes.place(self._index, keys, self._data.images.shape, self.config)
-        canvas = scenes.compose(self._data.images, self._index, self._placement, self.config)
-        self._pyramid = build_pyramid(canvas, self.config, self._pyramid)
+            scene_seed = self.config.fixed_scene_seed
+        self._num_episodes += 1
+        self._index = drawn_index if index is None else index
+        self._scene_seed = drawn_seed if scene_seed is None else scene_seed
+        indices = np.array([self._index], np.int64)
+        keys = np.array([scenes.scene_keys(self._index, self._scene_seed, self.config.split)], np.int64)
+        self._placement = scenes.place(indices, keys, self._data.images.shape, self.config)
+        canvas = scenes.compose(self._data.images, indices, self._placement, self.config)
+        self._pyramid = build_pyramid(canvas, self.config, self._pyramid, is_wide=True)
         self._path = [scenes.first_locations(keys)[0] if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}
@@ -184,13 +184,13 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
             self._path.append(location)
             return self._observe(), 0.0, False, False, {}
         self._num_steps, self._prediction = None, label
-        answer = int(self._data.labels[self._index[0]])
+        answer = int(self._data.labels[self._index])
         info = {
             "label": answer,
             "prediction": label,
             "is_success": label == answer,
-            "index": int(self._index[0]),
-            "scene_seed": int(self._scene_seed[0]),
+            "index": self._index,
+            "scene_seed": self._scene_seed,
         }
         return self._observe(), float(label == answer), True, False, info
 
@@ -213,13 +213,13 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def canvas(self) -> np.ndarray:
         """The hidden scene, uint8 (C, S, S). For drawing and for bounds: no observation shows it."""
         self._require_episode()
-        return canvases_of(self._pyramid, self.config)[0]
+        return canvases_of(self._pyramid, self.config, is_wide=True)[0]
 
     @property
     def label(self) -> int:
         """The hidden scene's right label. For drawing and for bounds."""
         self._require_episode()
-        return int(self._data.labels[self._index[0]])
+        return int(self._data.labels[self._index])
 
     @property
     def digit_location(self) -> np.ndarray:
@@ -234,7 +234,8 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     def _observe(self) -> dict[str, np.ndarray]:
         location = self._path[-1].copy()
-        return {"glimpse": sense(self._pyramid, location[None], self.config)[0], "location": location}
+        assert self._pyramid is not None
+        return {"glimpse": sense_one(self._pyramid, location, self.config), "location": location}
 
     def _check_options(self, options: dict[str, Any]) -> tuple[int | None, int | None, np.ndarray | None]:
         check_keys("options", options, ("index", "scene_seed", "location"), required=False)

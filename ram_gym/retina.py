@@ -13,9 +13,11 @@ and PyTorch, on every device and in every batch size.
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import GlimpseConfig
@@ -36,13 +38,16 @@ class _Level(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _levels(config: GlimpseConfig) -> tuple[_Level, ...]:
+def _levels(config: GlimpseConfig, is_wide: bool = False) -> tuple[_Level, ...]:
     levels, start = [], 0
     for scale in range(config.num_scales):
         block, following = config.block_side(scale), config.block_side(scale + 1)
         # Wide enough that the next scale's sums are sums of shifted copies, without a case for the border.
         is_last = scale == config.num_scales - 1
         before, after = (block, 1) if is_last else (following, following - block + 1)
+        if is_wide:
+            half = (config.patch_side(scale) + 1) // 2
+            before, after = max(before, half), max(after, half)
         width = before + config.canvas_size + after
         levels.append(_Level(block, before, width, start))
         start += width * width
@@ -55,35 +60,42 @@ def _square(pyramid: Array, level: _Level) -> Array:
     return array_namespace(pyramid).reshape(flat, (*flat.shape[:2], level.width, level.width))
 
 
-def build_pyramid(canvases: Array, config: GlimpseConfig, pyramid: Array | None = None) -> Array:
+def new_pyramid(num: int, channels: int, config: GlimpseConfig, like: Array, *, is_wide: bool = False) -> Array:
+    """An empty pyramid for `build_pyramid`: zeros (num, channels, L), of the kind and on the device of `like`."""
+    xp = array_namespace(like)
+    last = _levels(config, is_wide)[-1]
+    largest = 255 * last.block**2
+    dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
+    return xp.zeros((num, channels, last.start + last.width**2), dtype=dtype, device=device(like))
+
+
+def build_pyramid(
+    canvases: Array, config: GlimpseConfig, pyramid: Array | None = None, *, is_wide: bool = False
+) -> Array:
     """Box sums of canvases at every place and scale.
 
     Args:
         canvases: uint8 (N, C, S, S).
         config: gives the number of scales and their factor.
         pyramid: one that was built before for as many canvases; it is overwritten, which saves its allocation.
+        is_wide: with a border of zeros so wide that no patch leaves it, as `sense_one` needs.
 
     Returns:
         (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other.
     """
-    xp = array_namespace(canvases)
-    levels, size = _levels(config), config.canvas_size
+    levels, size, factor = _levels(config, is_wide), config.canvas_size, config.scale_factor
     if pyramid is None:
-        largest = 255 * levels[-1].block ** 2
-        dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
-        shape = (*canvases.shape[:2], levels[-1].start + levels[-1].width ** 2)
-        pyramid = xp.zeros(shape, dtype=dtype, device=device(canvases))
+        pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases, is_wide=is_wide)
     pixels = slice(levels[0].before, levels[0].before + size)
     _square(pyramid, levels[0])[:, :, pixels, pixels] = canvases
-    for fine, coarse in zip(levels, levels[1:], strict=False):
+    for fine, coarse in itertools.pairwise(levels):
         # Sums that begin at pixels from -coarse.block to size - 1; those further out stay zero.
-        length = coarse.block + size
-        shifts = [copy * fine.block for copy in range(config.scale_factor)]
+        first, length = fine.before - coarse.block, coarse.block + size
+        windows = [slice(first + copy * fine.block, first + copy * fine.block + length) for copy in range(factor)]
         inside = slice(coarse.before - coarse.block, coarse.before + size)
         sums = _square(pyramid, fine)
-        sums = _add_all([sums[:, :, :, shift : shift + length] for shift in shifts])
-        target = _square(pyramid, coarse)[:, :, inside, inside]
-        _add_all([sums[:, :, shift : shift + length] for shift in shifts], target)
+        sums = _add_all([sums[..., window] for window in windows])
+        _add_all([sums[:, :, window] for window in windows], _square(pyramid, coarse)[:, :, inside, inside])
     return pyramid
 
 
@@ -96,10 +108,10 @@ def _add_all(terms: list[Array], out: Array | None = None) -> Array:
     return total
 
 
-def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
+def canvases_of(pyramid: Array, config: GlimpseConfig, *, is_wide: bool = False) -> Array:
     """The canvases that a pyramid was built from: a copy, uint8 (N, C, S, S)."""
     xp = array_namespace(pyramid)
-    level = _levels(config)[0]
+    level = _levels(config, is_wide)[0]
     pixels = slice(level.before, level.before + config.canvas_size)
     return xp.astype(_square(pyramid, level)[:, :, pixels, pixels], xp.uint8, copy=True)
 
@@ -170,13 +182,35 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     return xp.reshape(glimpses, (num, scales * channels, side, side))
 
 
-# `take_along_axis` of both libraries spends more on its checks than on the lookup.
+def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:
+    """The glimpse that `sense` gives, of a single canvas in NumPy: slices instead of lookups.
+
+    Args:
+        pyramid: what `build_pyramid` gave for one canvas of C channels, `is_wide`.
+        location: float32 (2,) in [-1, 1].
+        config: as `sense`.
+
+    Returns:
+        float32 (K * C, P, P) in [0, 1].
+    """
+    side, channels = config.patch_size, pyramid.shape[1]
+    x, y = location_to_pixel(location, config.canvas_size).tolist()
+    glimpse = np.empty((config.num_scales, channels, side, side), np.float32)
+    for scale, level in enumerate(_levels(config, True)):
+        span = side * level.block
+        # Python rounds ties to even, as `patch_origins` does.
+        column, row = ((round(at) if span % 2 == 0 else int(at)) - span // 2 + level.before for at in (x, y))
+        sums = pyramid[0, :, level.start : level.start + level.width**2].reshape(channels, level.width, level.width)
+        sums = sums[:, row : row + span : level.block, column : column + span : level.block]
+        np.divide(sums, 255 * level.block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
+    return glimpse.reshape(-1, side, side)
+
+
+# `take_along_axis` of array_api_compat spends more on its checks than PyTorch on the lookup.
 def _look_up(table: Array, places: Array) -> Array:
     """Entries of table (N, C, L) at places (N, 1, M), the same for all channels: (N, C, M)."""
     if is_torch_array(table):
         return table.gather(2, places.expand(-1, table.shape[1], -1))
-    if len(table) == 1:
-        return table.take(places[0, 0], axis=2)
     return array_namespace(table).take_along_axis(table, places, axis=2)
 
 

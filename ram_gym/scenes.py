@@ -33,25 +33,30 @@ _MULTIPLIER_2 = _signed(0x94D049BB133111EB)
 
 def _mix(z: Array) -> Array:
     """SplitMix64's bijection of 64-bit numbers, held as int64. The masks make arithmetic shifts logical ones."""
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIER_1
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIER_2
+    z = _wrap((z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIER_1)
+    z = _wrap((z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIER_2)
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
-def hash_with(keys: Array, numbers: Array | int) -> Array:
-    """New keys from keys and numbers: int64 (...) and int64 (...) or int -> int64 (...), all 64 bits random."""
-    if isinstance(numbers, int):  # Python's integers do not wrap around
-        return _mix(keys + _signed((numbers + 1) * _GOLDEN % 2**64))
+def _wrap(z: Array) -> Array:
+    """Python's integers do not wrap around; arrays did already."""
+    return _signed(z & (2**64 - 1)) if isinstance(z, int) else z
+
+
+def hash_with(keys: Array, numbers: Array) -> Array:
+    """New keys from keys and numbers, each int64 (...) or an int: int64 (...) or an int, all 64 bits random."""
+    if isinstance(numbers, int):
+        return _mix(_wrap(keys + _signed((numbers + 1) * _GOLDEN & (2**64 - 1))))
     return _mix(keys + (numbers + 1) * _GOLDEN)
 
 
-def draw_integers(keys: Array, draw: Array | int, bound: Array | int) -> Array:
-    """Uniform integers in [0, bound): int64 like `keys`. `bound` is below 2^31; the bias is at most bound / 2^31."""
+def draw_integers(keys: Array, draw: Array, bound: Array) -> Array:
+    """Uniform integers in [0, bound), shaped like the keys. `bound` is below 2^31, the bias at most bound / 2^31."""
     return (((hash_with(keys, draw) >> 33) & (2**31 - 1)) * bound) >> 31
 
 
 def scene_keys(indices: Array, scene_seeds: Array, split: str) -> Array:
-    """The keys that all draws of scenes start from. int64 (N,), int64 (N,) -> int64 (N,)."""
+    """The keys that all draws of scenes start from. int64 (N,), int64 (N,) -> int64 (N,), or ints -> int."""
     return hash_with(hash_with(hash_with(scene_seeds, 0), SPLITS.index(split)), indices)
 
 
@@ -59,18 +64,15 @@ def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array
     """The image index and the fresh scene seed of each environment's next episode.
 
     Args:
-        keys: int64 (N,), the environments' seeds.
-        episodes: int64 (N,), how many episodes each has begun since it was seeded.
+        keys: int64 (N,) or int, the environments' seeds.
+        episodes: int64 (N,) or int, how many episodes each has begun since it was seeded.
         num_images: number of images in the split.
 
     Returns:
-        indices int64 (N,) in [0, num_images), scene seeds int64 (N,) in [0, 2^31).
+        indices in [0, num_images) and scene seeds in [0, 2^31), int64 (N,) or int.
     """
-    xp = array_namespace(keys)
     keys = hash_with(hash_with(keys, EPISODE_INDEX), episodes)
-    draws, bounds = _pairs((0, EPISODE_SCENE_SEED), (num_images, 2**31 - 1), xp, device(keys))
-    drawn = draw_integers(keys[:, None], draws, bounds)
-    return drawn[:, 0], drawn[:, 1]
+    return draw_integers(keys, 0, num_images), draw_integers(keys, EPISODE_SCENE_SEED, 2**31 - 1)
 
 
 def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
@@ -182,10 +184,15 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
 
 def _box_indices(origins: Array, channels: int, rows: int, columns: int, height: int, width: int) -> Array:
     """Flat indices of boxes in (channels, rows, columns) arrays. int64 (..., 2) -> int64 (..., C * height * width)."""
-    xp = array_namespace(origins)
-    y, x, c = (xp.arange(n, dtype=xp.int64, device=device(origins)) for n in (height, width, channels))
-    inside = c[:, None, None] * (rows * columns) + y[:, None] * columns + x  # (C, height, width)
-    return (origins[..., 1] * columns + origins[..., 0])[..., None] + xp.reshape(inside, (-1,))
+    inside = _box(channels, rows * columns, columns, height, width, array_namespace(origins), device(origins))
+    return (origins[..., 1] * columns + origins[..., 0])[..., None] + inside
+
+
+@lru_cache(maxsize=64)
+def _box(channels: int, area: int, columns: int, height: int, width: int, xp: Any, where: Any) -> Array:
+    """Flat indices of the box whose top-left pixel is (0, 0). int64 (channels * height * width,)."""
+    y, x, c = (xp.arange(n, dtype=xp.int64, device=where) for n in (height, width, channels))
+    return xp.reshape(c[:, None, None] * area + y[:, None] * columns + x, (-1,))
 
 
 # Scatter has no place in the array API standard yet, and `take` of PyTorch is slow where indices may be negative, so

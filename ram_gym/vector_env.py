@@ -19,9 +19,12 @@ from ram_gym.arguments import MAX_SEED, check_integers, check_keys, check_locati
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import build_pyramid, canvases_of, sense
+from ram_gym.retina import build_pyramid, canvases_of, new_pyramid, sense
 
 Output = Literal["numpy", "torch"]
+
+SCENES_AT_ONCE = (16_384, 256)
+"""How many scenes are composed at once: on another device, and on the CPU."""
 
 
 class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
@@ -271,16 +274,16 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             new_seed = drawn_seed if fixed is None else torch.full_like(drawn_seed, fixed)
         scene = scenes.scene_keys(new_index, new_seed, self.config.split)
         placement = scenes.place(new_index, scene, tuple(self._images.shape), self.config)
-        canvases = scenes.compose(self._images, new_index, placement, self.config)
         new_location = scenes.first_locations(scene) if location is None else location[lanes]
         if isinstance(lanes, slice):
-            self._placement, self._pyramid = placement, build_pyramid(canvases, self.config, self._pyramid)
+            self._placement, self._pyramid = placement, self._compose(new_index, placement, self._pyramid)
             self._index, self._scene_seed, self._location = new_index, new_seed, new_location
         else:
-            assert self._placement is not None and self._pyramid is not None
+            assert self._placement is not None
+            assert self._pyramid is not None
             for old, new in zip(self._placement, placement, strict=True):
                 old.index_copy_(0, lanes, new)
-            self._pyramid.index_copy_(0, lanes, build_pyramid(canvases, self.config))
+            self._pyramid.index_copy_(0, lanes, self._compose(new_index, placement))
             # New tensors, since the old ones may have been handed out.
             self._index = self._index.index_copy(0, lanes, new_index)
             self._scene_seed = self._scene_seed.index_copy(0, lanes, new_seed)
@@ -290,6 +293,18 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._num_steps[host_lanes] = 0
         self._is_over[host_lanes] = False
         self._look()
+
+    def _compose(self, index: Tensor, placement: scenes.Placement, pyramid: Tensor | None = None) -> Tensor:
+        """The scenes' pyramids, written over `pyramid` where given."""
+        if pyramid is None:
+            pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
+        # A block of lanes at a time: what lies between images and pyramids stays in the cache, and memory is bounded.
+        for start in range(0, len(index), block := SCENES_AT_ONCE[self.device.type == "cpu"]):
+            part = slice(start, start + block)
+            places = scenes.Placement(*(value[part] for value in placement))
+            canvases = scenes.compose(self._images, index[part], places, self.config)
+            build_pyramid(canvases, self.config, pyramid[part])
+        return pyramid
 
     def _look(self) -> None:
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
@@ -352,17 +367,18 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         name, label = "actions['label']", actions["label"]
         if np.ndim(label) != 1:
             raise ValueError(f"{name} must be integers ({self.num_envs},), got {label!r}")
+        is_label = None
         if waits or not isinstance(label, Tensor):
             labels = check_integers(name, label, self.num_classes, self.num_envs)
             assert labels is not None
-            is_label = torch.ones((), dtype=torch.bool, device=self.device)
         else:
             if label.shape != (self.num_envs,) or label.is_floating_point() or label.dtype == torch.bool:
                 raise ValueError(f"{name} must be integers ({self.num_envs},), got {label.dtype} {tuple(label.shape)}")
             labels = label
             is_label = ((label >= 0) & (label < self.num_classes)).to(self.device)
-        if not waits:
-            self._got_bad_action |= ~(is_finite.all() & is_label.all())
+        for is_good in (is_finite, is_label):
+            if is_good is not None:
+                self._got_bad_action |= ~is_good.all()
         return location, labels.to(self.device, torch.int64)
 
     def _report_bad_actions(self, *, wait: bool) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ram_gym import GlimpseConfig, take_glimpses
 from ram_gym.coordinates import clip_locations, location_to_pixel, patch_origins, pixel_to_location
+from ram_gym.retina import build_pyramid, canvases_of, sense_one
 
 
 def ramp(size: int) -> np.ndarray:
@@ -112,6 +113,12 @@ def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObj
     fast = take_glimpses(canvases, locations, config)
     for canvas, location, glimpse in zip(canvases, locations, fast, strict=True):
         np.testing.assert_array_equal(glimpse, slow_glimpse(canvas, location, config))
+        wide = build_pyramid(canvas[None], config, is_wide=True)
+        np.testing.assert_array_equal(sense_one(wide, location, config), glimpse)
+        np.testing.assert_array_equal(canvases_of(wide, config, is_wide=True)[0], canvas)
+    again = build_pyramid(canvases, config, build_pyramid(255 - canvases, config))
+    np.testing.assert_array_equal(again, build_pyramid(canvases, config))
+    np.testing.assert_array_equal(canvases_of(again, config), canvases)
     in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
     np.testing.assert_array_equal(in_torch.numpy(), fast)
     assert fast.min() >= 0
