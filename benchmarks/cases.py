@@ -122,9 +122,10 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
         return {**row, "skipped": str(reason)}
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no class of its own for an allocation on the CPU that failed.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        text = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and "memory" not in text:
             raise
-        return {**row, "skipped": f"does not fit in memory: {str(error).splitlines()[0] if str(error) else 'refused'}"}
+        return {**row, "skipped": f"does not fit in memory: {text.rpartition('memory: ')[2] or 'refused'}"}
     import torch
 
     return {**row, "torch_threads": torch.get_num_threads(), **found}

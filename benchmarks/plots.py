@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.cases import place
+from ram_gym import get_task
 
 LABELS = {
     "batch": "lanes",
@@ -24,7 +25,9 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def plot_growth(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws FOLDER/growth-SWEEP.png for each sweep of the growth benchmark; the band is minimum to maximum.
+    """Draws FOLDER/growth-SWEEP.png for each sweep of the growth benchmark.
+
+    Above, the time of one lane-step, glimpse or scene, with a band from minimum to maximum; below, its page faults.
 
     Returns:
         The files; none, and a line that says so, without matplotlib.
@@ -35,63 +38,71 @@ def plot_growth(result: dict[str, Any], folder: Path) -> list[Path]:
         Console(stderr=True).print("no plots: matplotlib is not installed (pip install -e '.[bench]')", markup=False)
         return []
     rows = [row for row in result["rows"] if "rate" in row]
-    spots = list(dict.fromkeys((row["device"], row["threads"]) for row in rows))
     files = []
     for sweep in dict.fromkeys(row["sweep"] for row in rows):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for measure, (colour, label) in COLOURS.items():
-            for spot, style in zip(spots, STYLES, strict=False):
-                line = [
-                    row
-                    for row in rows
-                    if (row["sweep"], row["measure"], row["device"], row["threads"]) == (sweep, measure, *spot)
-                ]
-                if not line:
-                    continue
-                values = [row["value"] for row in line]
-                low, middle, high = (
-                    [1e9 / row["rate"][kind] for row in line] for kind in ("max", "median", "min")
-                )  # nanoseconds
-                axes.plot(
-                    values, middle, style, marker="o", markersize=3, color=colour, label=f"{label}, {place(line[0])}"
-                )
-                axes.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
-        _scale_axes(axes, sweep, sorted({row["value"] for row in rows if row["sweep"] == sweep}))
+        swept = [row for row in rows if row["sweep"] == sweep]
+        figure = Figure(figsize=(7.5, 6.0), layout="constrained")
+        axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        _draw_lines(axes, swept)
+        _scale_axes(axes, sweep, sorted({row["value"] for row in swept}))
         if sweep == "batch":
-            _mark_caches(axes, result)
-        first = next(row for row in rows if row["sweep"] == sweep)
-        lanes = "" if sweep == "batch" else f", {first['batch']:,} lanes"
-        axes.set_title(f"{first['task']}{lanes}: {result['hardware']['cpu']}", fontsize=10)
-        axes.set_ylabel("nanoseconds each")
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+            _mark_caches(axes, swept[0]["task"], result["hardware"]["caches"])
+        lanes = "" if sweep == "batch" else f", {swept[0]['batch']:,} lanes"
+        axes[0].set_title(f"{swept[0]['task']}{lanes}: {result['hardware']['cpu']}", fontsize=10)
+        axes[0].legend(fontsize=8)
         files.append(folder / f"growth-{sweep}.png")
         figure.savefig(files[-1], dpi=110)
     return files
 
 
+def _draw_lines(axes: Any, rows: list[dict[str, Any]]) -> None:
+    spots = list(dict.fromkeys((row["device"], row["threads"]) for row in rows))
+    for measure, (colour, label) in COLOURS.items():
+        for spot, style in zip(spots, STYLES, strict=False):
+            line = [row for row in rows if (row["measure"], row["device"], row["threads"]) == (measure, *spot)]
+            if not line:
+                continue
+            values = [row["value"] for row in line]
+            low, middle, high = ([1e9 / row["rate"][kind] for row in line] for kind in ("max", "median", "min"))
+            faults = [row["page_faults"] / (row["work"] / row["passes"]) for row in line]
+            look: dict[str, Any] = {"linestyle": style, "marker": "o", "markersize": 3, "color": colour}
+            axes[0].plot(values, middle, label=f"{label}, {place(line[0])}", **look)
+            axes[0].fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes[1].plot(values, faults, **look)
+
+
 def _scale_axes(axes: Any, sweep: str, values: list[int]) -> None:
-    axes.set_yscale("log")
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    time, faults = axes
+    time.set_yscale("log")
+    time.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    time.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    time.set_ylabel("nanoseconds each")
+    faults.set_ylabel("page faults each")
+    faults.set_ylim(bottom=0)
+    faults.set_xlabel(LABELS[sweep])
     if sweep in ("batch", "canvas_size"):
-        axes.set_xscale("log", base=2)
+        faults.set_xscale("log", base=2)
     elif sweep == "num_clutter":
-        axes.set_xscale("symlog", base=2, linthresh=1)
-    axes.set_xticks(values, [f"{value:,}" for value in values])
-    axes.minorticks_off()
-    axes.set_xlabel(LABELS[sweep])
+        faults.set_xscale("symlog", base=2, linthresh=1)
+        faults.set_xlim(-0.3, 1.2 * values[-1])
+    faults.set_xticks(values, [f"{value:,}" for value in values])
+    for axis in axes:
+        axis.minorticks_off()
+        axis.grid(alpha=0.3, linewidth=0.5)
 
 
-def _mark_caches(axes: Any, result: dict[str, Any]) -> None:
+def _mark_caches(axes: Any, task: str, caches: dict[str, int]) -> None:
     """Lines where the canvases alone, a byte a pixel, fill a cache; the environment keeps several bytes a pixel."""
-    from ram_gym import get_task
-
-    row = next(row for row in result["rows"] if row["sweep"] == "batch")
-    canvas = get_task(row["task"]).config.canvas_size ** 2
-    low, high = axes.get_xlim()
-    for level, size in result["hardware"]["caches"].items():
-        lanes = size / canvas
-        if low < lanes < high:
-            axes.axvline(lanes, color="grey", linewidth=0.8, linestyle=(0, (1, 3)))
-            axes.annotate(f"canvases fill {level}", (lanes, 0.02), xycoords=("data", "axes fraction"), rotation=90,
-                          fontsize=7, color="grey", ha="right")  # fmt: skip
+    canvas = get_task(task).config.canvas_size ** 2
+    low, high = axes[1].get_xlim()
+    for level, size in caches.items():
+        if low < size / canvas < high:
+            for axis in axes:
+                axis.axvline(size / canvas, color="grey", linewidth=0.8, linestyle=(0, (1, 3)))
+            note = f"canvases\nfill {level}"
+            where = (size / canvas, 0.95)
+            axes[1].annotate(
+                note, where, xycoords=("data", "axes fraction"), fontsize=7, color="grey", ha="right", va="top"
+            )

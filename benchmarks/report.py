@@ -88,7 +88,8 @@ def _pivot(title: str, rows: list[Row], across: str) -> Table:
     for (name, unit, where), cells in lines.items():
         label = f"{unit}/s" if unit else ""
         body.append([name, label, where, *(cells.get(column, "") for column in columns)])
-    return Table(title, ["what", "unit", "where", *(f"{across} {column:,}" for column in columns)], body)
+    heading = title if across == "value" else across
+    return Table(title, ["what", "unit", "where", *(f"{heading} {column:,}" for column in columns)], body)
 
 
 def _cell(row: Row) -> str:
@@ -215,9 +216,10 @@ def _machine(result: dict[str, Any]) -> list[str]:
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gb']} GiB)" for gpu in machine["gpus"]) or "no GPU"
     caches = ", ".join(f"{level} {size // 1024:,} KiB" for level, size in machine["caches"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    variables = " ".join(f"{key}={value}" for key, value in machine["environment"].items())
     return [
         f"`{' '.join(result['command'])}`, {result['started']}. {machine['cpu']}, {machine['cores']} cores, {caches}, "
-        f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; load average before: "
-        f"{machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} repeats of at "
+        f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; {variables}; load average "
+        f"before: {machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} repeats of at "
         f"least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up."
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "numpy", "gymnasium", "torchvision", "ap_gym")
+TUNING = ("GOMP_", "KMP_", "OMP_", "MALLOC_", "GLIBC_TUNABLES", "PYTORCH_", "TORCH_", "LD_PRELOAD")
+"""Environment variables that change how fast things are; results name those that were set."""
 LEAST_REPEATS = 3
 LONGEST_SECONDS = 20.0
 """A measurement whose repeats take longer than this in all stops at LEAST_REPEATS of them."""
@@ -51,7 +54,8 @@ def measure(
 
     Returns:
         `unit`; `work` and `passes` of a repeat; `warm_up`: its passes and seconds; `seconds`: median, min and max of a
-        repeat and each of them in `all`; `rate`: units a second, work / seconds, of the median, slowest and fastest.
+        repeat and each of them in `all`; `rate`: units a second, work / seconds, of the median, slowest and fastest;
+        `page_faults` of the process (minor ones) in a pass.
     """
     wait = synchronize or (lambda: None)
     start = end = clock()
@@ -64,6 +68,7 @@ def measure(
         warm_up_passes, seconds_of_pass = warm_up_passes + 1, end - begin
     passes = max(1, math.ceil(settings.seconds / max(seconds_of_pass, 1e-9)))
     seconds: list[float] = []
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     while len(seconds) < settings.repeats:
         if len(seconds) >= LEAST_REPEATS and sum(seconds) > LONGEST_SECONDS:
             break
@@ -72,6 +77,7 @@ def measure(
             run()
         wait()
         seconds.append(clock() - begin)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     total = work * passes
     spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     return {
@@ -85,6 +91,7 @@ def measure(
             "min": total / spread["max"],
             "max": total / spread["min"],
         },
+        "page_faults": faults / (passes * len(seconds)),
     }
 
 
@@ -121,7 +128,7 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions,
-        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(TUNING)},
         "load_average_before": round(os.getloadavg()[0], 2),
     }
 
