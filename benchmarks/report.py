@@ -220,6 +220,6 @@ def _machine(result: dict[str, Any]) -> list[str]:
     return [
         f"`{' '.join(result['command'])}`, {result['started']}. {machine['cpu']}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; {variables}; load average "
-        f"before: {machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} repeats of at "
-        f"least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up."
+        f"before: {machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} "
+        f"repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up."
     ]

@@ -258,7 +258,7 @@ def test_plain_scenes_show_the_image_and_its_clutter() -> None:
 
 
 def test_the_plain_training_loop_learns() -> None:
-    config = GlimpseConfig(dataset="digits", patch_size=28, num_glimpses=1)
+    config = GlimpseConfig(dataset="digits", patch_size=28, num_glimpses=2)
     training = PlainTraining(config, "cpu", 32, python_bounds=True)
     losses = [training.update()[0] for _ in range(300)]
     assert all(math.isfinite(loss) for loss in losses)
