@@ -12,7 +12,7 @@ from benchmarks.peers import PlainTraining
 from benchmarks.timing import measure, synchronizer
 
 PEER_BATCH = 32
-PROFILED_UPDATES = 10
+PROFILED_UPDATES = 5
 PROFILED_OPERATIONS = 25
 
 

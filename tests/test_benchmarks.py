@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cases import Case, Plan, run_case
+from benchmarks.cases import Case, Plan, run_case, run_cases
 from benchmarks.cli import main
 from benchmarks.peers import PlainTraining, SceneDataset, crop_loop
 from benchmarks.report import aims, number
@@ -192,6 +192,26 @@ def test_what_does_not_fit_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("benchmarks.stepping.vector", refuse)
     assert "does not fit in memory" in run_case(Case("stepping.vector", "digits"), Plan())["skipped"]
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, end: str) -> list[Case]:
+    """Workers that make one row and then end in some way; cases for them."""
+    row = "print(json.dumps({**json.load(sys.stdin)['cases'][0], 'threads_there': os.environ['OMP_NUM_THREADS']}))"
+    monkeypatch.setattr("benchmarks.cases.WORKER", f"import json, os, signal, sys; {row}; sys.stdout.flush(); {end}")
+    return [Case("a.b", "digits", batch, threads) for threads in (1, 2) for batch in (1, 2, 3)]
+
+
+def test_a_killed_process_loses_one_case_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = worker(monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
+    rows = run_cases("test", cases, Plan())
+    assert [(row["threads"], row["batch"]) for row in rows] == [(case.threads, case.batch) for case in cases]
+    assert ["skipped" in row for row in rows] == [False, True, False] * 2
+    assert [row["threads_there"] for row in rows if "skipped" not in row] == ["1", "1", "2", "2"]
+
+
+def test_a_process_that_fails_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="a benchmark failed, see above: b digits x1 1 thread"):
+        run_cases("test", worker(monkeypatch, "sys.exit(1)"), Plan())
 
 
 def test_aims_compare_rows_of_the_same_place() -> None:
