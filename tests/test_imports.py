@@ -64,6 +64,17 @@ def test_agents_use_public_names_and_do_not_import_each_other(path: Path) -> Non
             assert not name.startswith("agents.ram"), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", files("benchmarks"), ids=lambda path: path.stem)
+def test_benchmarks_know_the_inside_of_ram_gym_in_one_module_alone(path: Path) -> None:
+    import ram_gym
+
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        assert package not in {"examples", "tests"}, f"{path} imports {name}"
+        if package == "ram_gym" and rest and path.stem != "stepping":
+            assert rest in ram_gym.__all__, f"{path} imports {name}, which is not public"
+
+
 def test_every_module_has_its_layer() -> None:
     assert {path.stem for path in files("ram_gym")} == set(LAYER)
 

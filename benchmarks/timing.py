@@ -1,0 +1,160 @@
+"""Timing: warm-up kept apart from repeats, medians with their spread, and what they were measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "gymnasium", "torchvision", "ap_gym")
+TUNING = ("GOMP_", "KMP_", "OMP_", "MALLOC_", "GLIBC_TUNABLES", "PYTORCH_", "TORCH_", "LD_PRELOAD")
+"""Environment variables that change how fast things are; results name those that were set."""
+LEAST_REPEATS = 3
+LONGEST_SECONDS = 20.0
+"""A measurement whose repeats take longer than this in all stops at LEAST_REPEATS of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How long is measured."""
+
+    repeats: int = 5
+    """Timed repeats."""
+    seconds: float = 0.2
+    """A repeat makes as many passes as are expected to take this long, at least one."""
+    warm_up_seconds: float = 0.2
+    """Untimed passes before the repeats go on for this long; at least two are made."""
+
+
+def measure(
+    run: Callable[[], object],
+    work: int,
+    unit: str,
+    settings: Settings,
+    synchronize: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Times a function: untimed passes first, then repeats of as many passes each as fill `settings.seconds`.
+
+    Args:
+        run: one pass.
+        work: how much is done in a pass, in `unit`.
+        unit: what is counted, in the plural: "lane-steps".
+        settings: how long to measure.
+        synchronize: waits for the device; called before each reading of the clock that ends something.
+        clock: seconds.
+
+    Returns:
+        `unit`; `work` and `passes` of a repeat; `warm_up`: its passes and seconds; `seconds`: median, min and max of a
+        repeat and each of them in `all`; `rate`: units a second, work / seconds, of the median, slowest and fastest;
+        `page_faults` of the process (minor ones) in a pass.
+    """
+    wait = synchronize or (lambda: None)
+    start = end = clock()
+    warm_up_passes, seconds_of_pass = 0, 0.0
+    while warm_up_passes < 2 or end - start < settings.warm_up_seconds:
+        begin = end
+        run()
+        wait()
+        end = clock()
+        warm_up_passes, seconds_of_pass = warm_up_passes + 1, end - begin
+    passes = max(1, math.ceil(settings.seconds / max(seconds_of_pass, 1e-9)))
+    seconds: list[float] = []
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    while len(seconds) < settings.repeats:
+        if len(seconds) >= LEAST_REPEATS and sum(seconds) > LONGEST_SECONDS:
+            break
+        begin = clock()
+        for _ in range(passes):
+            run()
+        wait()
+        seconds.append(clock() - begin)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    total = work * passes
+    spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return {
+        "unit": unit,
+        "work": total,
+        "passes": passes,
+        "warm_up": {"passes": warm_up_passes, "seconds": end - start},
+        "seconds": {**spread, "all": seconds},
+        "rate": {
+            "median": total / spread["median"],
+            "min": total / spread["max"],
+            "max": total / spread["min"],
+        },
+        "page_faults": faults / (passes * len(seconds)),
+    }
+
+
+def synchronizer(device: str) -> Callable[[], object] | None:
+    """What waits for a device to be done, for `measure`; None for the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device)
+
+
+def hardware() -> dict[str, Any]:
+    """What is measured on: processor, caches, memory, GPUs, versions, and how busy the machine was before."""
+    import torch
+
+    gpus = []
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        gpus.append({"name": about.name, "memory_gb": round(about.total_memory / 2**30, 1)})
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    memory = meminfo("/proc/meminfo", "MemTotal")
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "caches": caches(),
+        "memory_gb": None if memory is None else round(memory / 2**30, 1),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions,
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(TUNING)},
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the first core's data caches by level: {"L1": ..., "L2": ..., "L3": ...}; empty where not known."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]]
+    return found
+
+
+def meminfo(path: str, field: str) -> int | None:
+    """Bytes of a field of a file of Linux's that has kB in it, such as VmHWM of /proc/self/status; None without it."""
+    file = Path(path)
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None

@@ -1,0 +1,75 @@
+"""Training the native agent, a plain training loop beside it, and where an update's time goes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from agents.ram.config import RamConfig, preset
+from agents.ram.trainer import Trainer
+from benchmarks.cases import Case, Plan
+from benchmarks.peers import PlainTraining
+from benchmarks.timing import measure, synchronizer
+
+PEER_BATCH = 32
+PROFILED_UPDATES = 5
+PROFILED_OPERATIONS = 25
+
+
+def _config(case: Case, plan: Plan) -> RamConfig:
+    return dataclasses.replace(
+        preset(case.task), data_root=plan.data_root, device=case.device, rollouts=1, batch_size=case.batch
+    )
+
+
+def native(case: Case, plan: Plan) -> dict[str, Any]:
+    """Images a second that the native agent learns from, one rollout each: rollout, losses, gradient, step."""
+    trainer = Trainer(_config(case, plan))
+
+    def update() -> None:
+        if trainer.update_in_epoch == trainer.updates_per_epoch:
+            trainer.epoch, trainer.update_in_epoch = trainer.epoch + 1, 0  # the next pass, without its validation
+        trainer.update()
+
+    return measure(update, case.batch, "images", plan.settings, synchronizer(case.device))
+
+
+def plain(case: Case, plan: Plan) -> dict[str, Any]:
+    """Images a second of the stand-in; variant "tensor bounds" or "python bounds", see `crop_loop`."""
+    training = PlainTraining(case.config(plan), case.device, case.batch, case.variant == "python bounds")
+    return measure(training.update, case.batch, "images", plan.settings, synchronizer(case.device))
+
+
+def profile(case: Case, plan: Plan) -> dict[str, Any]:
+    """The operations that an update of the native agent spends its time in, from torch.profiler.
+
+    Returns:
+        `operations`: those with the most time of their own, each with its name, calls and milliseconds an update, and
+        its share of the time of all operations; `updates` that were recorded.
+    """
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    trainer = Trainer(_config(case, plan))
+    wait = synchronizer(case.device) or (lambda: None)
+    for _ in range(3):
+        trainer.update()
+    wait()
+    is_gpu = case.device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
+    updates = min(PROFILED_UPDATES, trainer.updates_per_epoch - trainer.update_in_epoch)
+    with record(activities=activities) as recorded:
+        for _ in range(updates):
+            trainer.update()
+        wait()
+    times = [
+        (event.key, event.count, event.self_device_time_total if is_gpu else event.self_cpu_time_total)
+        for event in recorded.key_averages()
+    ]
+    total = max(sum(time for _, _, time in times), 1e-9)
+    times.sort(key=lambda entry: -entry[2])
+    operations = [
+        {"name": name, "calls": calls / updates, "milliseconds": time / 1000 / updates, "share": time / total}
+        for name, calls, time in times[:PROFILED_OPERATIONS]
+    ]
+    return {"updates": updates, "operations": operations}

@@ -1,0 +1,333 @@
+"""The benchmarks work, and count right. What they measure is read from benchmarks/results, not tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.cases import Case, Plan, run_case, run_cases
+from benchmarks.cli import main
+from benchmarks.peers import PlainTraining, SceneDataset, crop_loop
+from benchmarks.report import aims, number
+from benchmarks.timing import Settings, measure, meminfo
+from ram_gym import TASKS, GlimpseConfig, load_dataset, take_glimpses
+
+QUICK = ["--quick", "--in-process", "--device", "cpu"]
+
+
+def run(folder: Path, command: str, *arguments: str) -> dict[str, Any]:
+    main([command, *QUICK, *arguments, "--out", str(folder)])
+    return json.loads((folder / f"{command}.json").read_text())
+
+
+def check_rate(row: dict[str, Any], work_of_pass: int) -> None:
+    seconds, rate = row["seconds"], row["rate"]
+    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    assert seconds["median"] == np.median(seconds["all"])
+    assert row["work"] == work_of_pass * row["passes"]
+    for kind, of in (("median", "median"), ("min", "max"), ("max", "min")):
+        assert rate[kind] == pytest.approx(work_of_pass * row["passes"] / seconds[of])
+
+
+class Clock:
+    """Time that passes only where the test says so."""
+
+    def __init__(self, durations: list[float]) -> None:
+        self.now, self.durations, self.runs = 100.0, iter(durations), 0
+
+    def run(self) -> None:
+        self.now += next(self.durations)
+        self.runs += 1
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_measure_leaves_the_warm_up_out_and_gives_median_and_spread() -> None:
+    # The first pass takes 50 s; then 1 s each. A repeat of 2 s is two passes: 2, 5, 3, 2.5 and 9 s.
+    clock = Clock([50, 1, *(1, 1), *(2, 3), *(1, 2), *(1, 1.5), *(4, 5)])
+    found = measure(clock.run, 10, "things", Settings(5, 2.0, 0.1), clock=clock)
+    assert clock.runs == 12
+    assert found["warm_up"] == {"passes": 2, "seconds": 51}
+    assert found["seconds"] == {"median": 3, "min": 2, "max": 9, "all": [2, 5, 3, 2.5, 9]}
+    assert (found["passes"], found["work"], found["unit"]) == (2, 20, "things")
+    assert found["rate"] == {"median": 20 / 3, "min": 20 / 9, "max": 10}
+
+
+def test_measure_warms_up_for_as_long_as_asked_and_stops_early_where_passes_are_long() -> None:
+    clock = Clock([1] * 5 + [30] * 9)
+    found = measure(clock.run, 1, "things", Settings(9, 0.5, 4.5), clock=clock)
+    assert found["warm_up"] == {"passes": 5, "seconds": 5}
+    assert found["seconds"]["all"] == [30, 30, 30]
+
+
+def test_measure_waits_for_the_device_before_it_reads_the_clock() -> None:
+    clock = Clock([1] * 100)
+
+    def wait() -> None:
+        clock.now += 7
+
+    assert measure(clock.run, 1, "things", Settings(3, 0.0, 0.0), wait, clock)["seconds"]["all"] == [8, 8, 8]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ap_gym", None)  # importing it now fails, installed or not
+        return folder, {name: run(folder, name) for name in ("stepping", "training", "growth", "profile")}
+
+
+def test_results_say_what_they_were_measured_on(results: tuple[Path, dict[str, Any]]) -> None:
+    for result in results[1].values():
+        machine = result["hardware"]
+        assert machine["cpu"]
+        assert machine["cores"] >= 1
+        assert machine["threads"] == torch.get_num_threads()
+        assert machine["memory_gb"] > 0.5
+        assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
+        assert machine["versions"]["numpy"] == np.__version__
+        assert {"python", "gymnasium"} <= set(machine["versions"])
+        assert machine["environment"]["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
+        assert len(machine["gpus"]) == torch.cuda.device_count()
+        assert all(row["torch_threads"] == torch.get_num_threads() for row in result["rows"] if "rate" in row)
+
+
+def test_stepping_counts_lane_steps(results: tuple[Path, dict[str, Any]]) -> None:
+    rows = [row for row in results[1]["stepping"]["rows"] if "skipped" not in row]
+    # digits: 6 glimpses; NEXT_STEP takes a seventh call of step to begin the next episode.
+    steps = {
+        "stepping.vector": 7,
+        "stepping.single": 6,
+        "stepping.sensor": 6,
+        "stepping.scenes": 1,
+        "stepping.limit": 6,
+        "peers.crops": 6,
+        "peers.gymnasium_vector": 7,
+    }
+    seen = set()
+    for row in rows:
+        same_step = row["variant"].startswith("SameStep")
+        check_rate(row, row["batch"] * (6 if same_step else steps[row["measure"]]))
+        seen.add((row["measure"], row["batch"]))
+    wanted = {(name, batch) for name in steps for batch in (1, 16)} - {("stepping.single", 16)}
+    assert seen == wanted
+    limit = next(row for row in rows if row["measure"] == "stepping.limit")
+    # Read: 2 floats, an int64, 64 pixels. Write: 64 floats, 2 floats, a reward, 2 flags.
+    assert limit["bytes_of_step"] == (8 + 8 + 64) + (256 + 8 + 4 + 2)
+
+
+def test_a_missing_ap_gym_is_told_and_not_fatal(results: tuple[Path, dict[str, Any]]) -> None:
+    result = results[1]["stepping"]
+    skipped = [row for row in result["rows"] if "skipped" in row]
+    assert {row["measure"] for row in skipped} == {"peers.ap_gym_single", "peers.ap_gym_vector"}
+    assert all("ap_gym cannot be imported" in row["skipped"] for row in skipped)
+    notes = [note for note in result["notes"] if note.startswith("SKIPPED")]
+    assert len(notes) == len(skipped)
+    assert all(note in (results[0] / "table.md").read_text() for note in notes)
+
+
+def test_training_counts_images(results: tuple[Path, dict[str, Any]]) -> None:
+    native, *plain = results[1]["training"]["rows"]
+    check_rate(native, 64)
+    assert {row["variant"] for row in plain} == {"tensor bounds", "python bounds"}
+    for row in plain:
+        check_rate(row, 32)
+
+
+def test_growth_has_each_sweep_and_a_plot_of_it(results: tuple[Path, dict[str, Any]]) -> None:
+    folder, rows = results[0], results[1]["growth"]["rows"]
+    assert {row["sweep"] for row in rows} == {"batch", "canvas_size", "num_clutter", "num_scales"}
+    for row in rows:
+        changed = row["batch"] if row["sweep"] == "batch" else row["overrides"][row["sweep"]]
+        assert row["value"] == changed
+        assert row["rate"]["median"] > 0
+    if importlib.util.find_spec("matplotlib"):
+        assert len(list(folder.glob("growth-*.png"))) == 4
+
+
+def test_profile_names_the_operations(results: tuple[Path, dict[str, Any]]) -> None:
+    (row,) = results[1]["profile"]["rows"]
+    shares = [operation["share"] for operation in row["operations"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1
+    assert any("mm" in operation["name"] for operation in row["operations"])
+
+
+def test_the_table_has_every_benchmark(results: tuple[Path, dict[str, Any]]) -> None:
+    text = (results[0] / "table.md").read_text()
+    for name, result in results[1].items():
+        assert f"## {name}" in text
+        for row in result["rows"]:
+            if "rate" in row:
+                assert number(row["rate"]["median"]) in text
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch", "4096", "--out", str(tmp_path)]
+    main(["memory", *arguments])
+    (row,) = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert row["torch_threads"] == 1
+    # At least the canvases, a byte a pixel, and two copies of the glimpses; at most a hundred times that.
+    least = 4096 * (28 * 28 + 2 * 4 * 64)
+    assert least < row["peak_bytes"] < 100 * least
+    assert row["peak_bytes"] < row["process_peak_bytes"]
+    free = meminfo("/proc/meminfo", "MemTotal")
+    assert free is not None
+    assert row["process_peak_bytes"] < free
+
+
+def test_what_does_not_fit_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(case: Case, plan: Plan) -> dict[str, Any]:
+        return {"found": torch.empty(2**60)}
+
+    monkeypatch.setattr("benchmarks.stepping.vector", refuse)
+    assert "does not fit in memory" in run_case(Case("stepping.vector", "digits"), Plan())["skipped"]
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, end: str) -> list[Case]:
+    """Workers that make one row and then end in some way; cases for them."""
+    row = "print(json.dumps({**json.load(sys.stdin)['cases'][0], 'threads_there': os.environ['OMP_NUM_THREADS']}))"
+    monkeypatch.setattr("benchmarks.cases.WORKER", f"import json, os, signal, sys; {row}; sys.stdout.flush(); {end}")
+    return [Case("a.b", "digits", batch, threads) for threads in (1, 2) for batch in (1, 2, 3)]
+
+
+def test_a_killed_process_loses_one_case_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = worker(monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
+    rows = run_cases("test", cases, Plan())
+    assert [(row["threads"], row["batch"]) for row in rows] == [(case.threads, case.batch) for case in cases]
+    assert ["skipped" in row for row in rows] == [False, True, False] * 2
+    assert [row["threads_there"] for row in rows if "skipped" not in row] == ["1", "1", "2", "2"]
+
+
+def test_a_process_that_fails_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="a benchmark failed, see above: b digits x1 1 thread"):
+        run_cases("test", worker(monkeypatch, "sys.exit(1)"), Plan())
+
+
+def test_aims_compare_rows_of_the_same_place() -> None:
+    def row(measure: str, rate: float, threads: int = 1, variant: str = "", batch: int = 1024) -> dict[str, Any]:
+        case = {"measure": measure, "task": "mnist-28", "batch": batch, "threads": threads, "device": "cpu"}
+        return {**case, "variant": variant, "rate": {"median": rate, "min": rate / 2, "max": rate * 2}}
+
+    rows = [
+        row("stepping.vector", 1000, 1, "NextStep numpy"),
+        row("stepping.vector", 9000, 2, "NextStep numpy"),
+        row("peers.ap_gym_vector", 5, 1),
+        row("peers.ap_gym_vector", 50, 2),
+    ]
+    body = aims({"stepping": {"rows": rows, "hardware": {"gpus": []}}}).rows
+    assert [line[2:] for line in body[:2]] == [["200 x (50 to 800)", "reached"], ["180 x (45 to 720)", "MISSED"]]
+    rows = [row("training.native", 640, batch=256), row("training.plain", 64, variant="tensor bounds", batch=32)]
+    body = aims({"training": {"rows": rows}}).rows
+    assert [line[2:] for line in body] == [["10 x (2.5 to 40)", "reached"], ["", "not measured"]]
+
+
+def test_wrong_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, text in ((["--task", "chess"], "task must be among"), (["--batch", "0"], "at least 1")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["stepping", *arguments])
+        assert stopped.value.code == 2
+        shown = capsys.readouterr()
+        assert text in shown.out + shown.err
+
+
+# --------------------------------------------------------------------------------------------------------------- peers
+
+
+@pytest.mark.parametrize("python_bounds", [False, True])
+@pytest.mark.parametrize(
+    "sensor",
+    [
+        *({key: task.overrides[key] for key in task.overrides if key != "dataset"} for task in TASKS.values()),
+        {"patch_size": 5, "num_scales": 3, "canvas_size": 33, "scale_factor": 3},
+    ],
+    ids=[*TASKS, "odd"],
+)
+def test_crop_loop_gives_the_glimpses_of_take_glimpses(sensor: dict[str, Any], python_bounds: bool) -> None:
+    config = GlimpseConfig(**sensor)
+    rng = np.random.default_rng(0)
+    canvases = torch.tensor(rng.integers(0, 256, (40, 2, config.canvas_size, config.canvas_size), dtype=np.uint8))
+    locations = torch.tensor(rng.uniform(-1, 1, (40, 2)).astype(np.float32))
+    locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
+    found = crop_loop(canvases.float() / 255, locations, config, python_bounds=python_bounds)
+    np.testing.assert_allclose(found, take_glimpses(canvases, locations, config), rtol=0, atol=1e-6)
+
+
+def test_plain_scenes_show_the_image_and_its_clutter() -> None:
+    data = load_dataset("digits", "train")
+    config = GlimpseConfig(dataset="digits", canvas_size=60)
+    bare, label = SceneDataset(data.images, data.labels, config)[3]
+    assert label == data.labels[3]
+    assert bare.shape == (1, 60, 60)
+    assert bare.sum().item() == pytest.approx(data.images[3].sum() / 255, rel=1e-5)
+    cluttered, _ = SceneDataset(data.images, data.labels, config.replace(num_clutter=16))[3]
+    assert cluttered.sum() > bare.sum()
+    assert cluttered.max() <= 1
+    whole, _ = SceneDataset(data.images, data.labels, config.replace(canvas_size=28))[3]
+    np.testing.assert_array_equal(whole.numpy(), data.images[3].astype(np.float32) / 255)
+
+
+def test_the_plain_training_loop_learns() -> None:
+    config = GlimpseConfig(dataset="digits", patch_size=28, num_glimpses=2)
+    training = PlainTraining(config, "cpu", 32, python_bounds=True)
+    losses = [training.update()[0] for _ in range(300)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert np.mean(losses[-30:]) < 0.85 * np.mean(losses[:30])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ap_gym") is None, reason="NEEDS ap_gym: pip install -e '.[bench]'")
+def test_ap_gym_sees_our_images_through_its_own_sensor() -> None:
+    from benchmarks.peers import AP_GYM_STEPS, _ap_gym_config
+
+    plan = Plan(Settings(2, 0.0, 0.0))
+    ap_gym, config = _ap_gym_config(Case("peers.ap_gym_vector", "digits", 3), plan)
+    envs = ap_gym.make_vec("MNIST-v0", num_envs=3, image_perception_config=config)
+    observation, info = envs.reset(seed=0)
+    assert observation["glimpse"].shape == (3, 8, 8, 1)
+    images = load_dataset("digits", "train").images[info["index"]]
+    np.testing.assert_array_equal(envs.unwrapped.image_perception_module.current_images[..., 0] * 255, images[:, 0])
+    ended = []
+    for _ in range(AP_GYM_STEPS + 1):
+        action = {"action": np.zeros((3, 2), np.float32), "prediction": np.zeros((3, 10), np.float32)}
+        ended.append(bool(envs.step(action)[2].any()))
+    assert ended == [False] * (AP_GYM_STEPS - 1) + [True, False]
+    envs.close()
+    row = run_case(Case("peers.ap_gym_vector", "digits", 3), plan)
+    check_rate(row, 3 * (AP_GYM_STEPS + 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the benchmarks on cuda")
+@pytest.mark.parametrize(
+    ("measure", "variant"),
+    [
+        ("stepping.vector", "NextStep torch"),
+        ("stepping.sensor", "prepared"),
+        ("stepping.sensor", "fresh"),
+        ("stepping.scenes", ""),
+        ("stepping.limit", ""),
+        ("peers.crops", "tensor bounds"),
+        ("memory.peak", ""),
+        ("training.native", ""),
+        ("training.plain", "tensor bounds"),
+        ("training.profile", ""),
+    ],
+)
+def test_cases_run_on_a_gpu(measure: str, variant: str) -> None:
+    row = run_case(Case(measure, "digits", 64, 1, "cuda", variant), Plan(Settings(2, 0.0, 0.0)))
+    assert "skipped" not in row
+    if "rate" in row:
+        assert row["rate"]["min"] > 0
+    elif "peak_bytes" in row:
+        assert row["peak_bytes"] >= 64 * 28 * 28
+    else:
+        assert row["operations"]
