@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -235,7 +234,3 @@ def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
     trainer.load()
     assert trainer.epoch == epochs
     trainer.update()
-    again = subprocess.run([*torchrun, "-m", "agents", "train", "ram", "--task", "digits", "--batch-size", "63"],
-                           cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert again.returncode != 0
-    assert len(re.findall("error: batch_size must be a multiple of 2", again.stderr)) == 1, again.stderr

@@ -86,6 +86,4 @@ def share_gradients(learner: Learner) -> nn.Module:
         return learner
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in learner.parameters())
     # A bucket that holds all gradients. With a size of ours, the first bucket is not the usual small one.
-    return DistributedDataParallel(
-        learner, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=num_bytes // 2**20 + 1
-    )
+    return DistributedDataParallel(learner, gradient_as_bucket_view=True, bucket_cap_mb=num_bytes // 2**20 + 1)
