@@ -65,7 +65,7 @@ def play(
         model: the network.
         env: output "torch", autoreset mode DISABLED.
         options: the environment's reset options: which scenes.
-        std: standard deviation of the location policy.
+        std: standard deviation of the location policy; a number or a scalar on the environment's device.
         generator: where locations are drawn from, on the environment's device.
         locator: chooses the locations instead of the location network.
         ranks: the processes that share a batch, of which the environment has this one's lanes.
