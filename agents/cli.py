@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.rollout import load_model, make_env, make_policy, read_ram_config
 from agents.ram.trainer import Progress, train
+from agents.ranks import join_ranks
 from agents.runs import RunFolder
 from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ram_gym import Comparison, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
@@ -64,20 +67,30 @@ def train_ram(arguments: list[str]) -> None:
         options = _parse_with_preset(arguments)
         config = options.config
         path = options.out or Path("runs") / f"ram-{config.task}-{config.seed}"
-        folder = RunFolder(path, ["python", "-m", "agents", "train", "ram", *arguments])
+        folder = RunFolder(path, [*_launcher(), "-m", "agents", "train", "ram", *arguments])
     title = f"{'Going on with' if is_resumed else 'Training'} RAM on {config.task}: {folder.path}"
-    with show_progress(title) as report:
+    with join_ranks(config.device) as ranks, ExitStack() as stack:
+        report = stack.enter_context(show_progress(title)) if ranks.rank == 0 else None
 
         def on_progress(progress: Progress) -> None:
             text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
-            report(progress.done, text, progress.seconds_left)
+            if report is not None:
+                report(progress.done, text, progress.seconds_left)
 
-        result = train(config, folder, resume=is_resumed, on_progress=on_progress)
+        result = train(config, folder, resume=is_resumed, on_progress=on_progress, ranks=ranks)
     if not result.is_complete:
-        _say(f"Interrupted and saved. To go on: python -m agents train ram --resume {folder.path}")
+        if ranks.rank == 0:
+            _say(f"Interrupted and saved. To go on: python -m agents train ram --resume {folder.path}")
         raise SystemExit(130)
-    error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
-    _say(f"Done: {error}. Next: python -m agents evaluate {folder.path}")
+    if ranks.rank == 0:
+        error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
+        _say(f"Done: {error}. Next: python -m agents evaluate {folder.path}")
+
+
+def _launcher() -> list[str]:
+    """How this process was started, without the ports of a meeting of several machines."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    return ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
 
 
 def _parse_with_preset(arguments: list[str]) -> TrainRam:

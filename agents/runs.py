@@ -53,8 +53,8 @@ class RunFolder:
         self.path = Path(path)
         self.command = sys.argv if command is None else command
 
-    def create(self, agent: str, config: dict[str, Any]) -> None:
-        """Makes the folder and writes config.json.
+    def create(self, agent: str, config: dict[str, Any], ranks: int = 1) -> None:
+        """Makes the folder and writes config.json; `ranks` is the number of processes that begin the run.
 
         Raises:
             RunError: a run is there already.
@@ -65,7 +65,7 @@ class RunFolder:
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
         versions |= {package: metadata.version(package) for package in PACKAGES}
         about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
-        about["hardware"] = _hardware()
+        about["hardware"] = {**_hardware(), "ranks": ranks}
         self.write_json("config.json", about)
 
     def read_config(self, agent: str) -> dict[str, Any]:
@@ -158,3 +158,24 @@ class RunFolder:
     def remove_results(self) -> None:
         """Removes results.json, whose entries are of weights that training is about to replace."""
         (self.path / "results.json").unlink(missing_ok=True)
+
+
+class TensorBoard:
+    """A run's event files: the rows of metrics.jsonl, and whatever else an earlier writer left is hidden."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder.path), purge_step=1)
+        for row in folder.read_metrics():
+            self.add(row)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes one row of metrics.jsonl."""
+        for key, value in row.items():
+            if key != "epoch":
+                self.writer.add_scalar(key, value, row["epoch"])
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        self.writer.close()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.ranks import ALONE, Ranks
 from ram_gym import GlimpseVectorEnv
 
 ScriptedLocator = Callable[[dict[str, Any], int], Tensor]
@@ -29,7 +30,9 @@ def scan_path(num_locations: int) -> Tensor:
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
 
 
-def make_locator(name: str, env: GlimpseVectorEnv, generator: torch.Generator | None = None) -> ScriptedLocator:
+def make_locator(
+    name: str, env: GlimpseVectorEnv, generator: torch.Generator | None = None, ranks: Ranks = ALONE
+) -> ScriptedLocator:
     """The scripted locator of a name.
 
     Args:
@@ -37,6 +40,7 @@ def make_locator(name: str, env: GlimpseVectorEnv, generator: torch.Generator | 
             "oracle": the digit's hidden centre, an upper bound on looking in the right place.
         env: the environment it is for; the oracle reads its hidden state.
         generator: where "random" draws from, on the environment's device.
+        ranks: the processes that share a batch, of which the environment has this one's lanes.
 
     Raises:
         ValueError: there is no locator of that name.
@@ -47,8 +51,7 @@ def make_locator(name: str, env: GlimpseVectorEnv, generator: torch.Generator | 
 
     def random(observation: dict[str, Any], num_taken: int) -> Tensor:
         del num_taken
-        shape = observation["location"].shape
-        return torch.rand(shape, generator=generator, device=env.device) * 2 - 1
+        return ranks.draw(torch.rand, len(observation["location"]), generator, env.device) * 2 - 1
 
     def centre(observation: dict[str, Any], num_taken: int) -> Tensor:
         del num_taken

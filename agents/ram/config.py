@@ -76,6 +76,15 @@ class RamConfig:
     weight_average: float = 0.0
     """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
 
+    compile: bool = False
+    """Let torch.compile fuse the network's parts and the losses; changes no number beyond rounding."""
+    cuda_graph: bool = False
+    """Record the rollout-and-update step as one CUDA graph and replay it; changes no number beyond rounding. Needs
+    device "cuda"; several processes train without it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the glimpse network and the core compute in, by autocast, when training and when measured; weights, heads,
+    log-probabilities and losses are float32 in any case."""
+
     validate_every: int = 1
     """Epochs between evaluations on the validation split."""
     checkpoint_minutes: float = 2.0
@@ -91,6 +100,8 @@ class RamConfig:
                 raise ValueError(f"{name} must be finite, got {value}")
         if self.seed >= MAX_SEED:
             raise ValueError(f"seed must be below {MAX_SEED}, got {self.seed}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         for name in ("location_std", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -111,6 +122,22 @@ class RamConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dict that `json.dumps` takes and `RamConfig(**fields)` gives back."""
         return dataclasses.asdict(self)
+
+
+def learning_rate(config: RamConfig, done: float) -> float:
+    """The learning rate when a share `done` in [0, 1] of all updates is done."""
+    if config.learning_rate_schedule == "constant":
+        return config.learning_rate
+    rise = 0.1 if config.learning_rate_schedule == "one-cycle" else 0.0
+    if done < rise:
+        return config.learning_rate * (0.04 + 0.96 * done / rise)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+
+
+def location_std(config: RamConfig, done: float) -> float:
+    """The location policy's standard deviation when a share `done` of all updates is done."""
+    final = config.location_std if config.final_location_std is None else config.final_location_std
+    return config.location_std + done * (final - config.location_std)
 
 
 _LOWEST = {

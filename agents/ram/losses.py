@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,10 +38,11 @@ class Losses(NamedTuple):
     baseline: Tensor
 
 
-def location_log_probability(means: Tensor, locations: Tensor, std: float) -> Tensor:
+def location_log_probability(means: Tensor, locations: Tensor, std: Tensor | float) -> Tensor:
     """Log density of locations under independent normals. (..., 2), (..., 2) -> (...). No gradient to locations."""
     distance = ((locations.detach() - means) / std).square().sum(-1)
-    return -0.5 * distance - math.log(2 * math.pi * std * std)
+    variance = torch.as_tensor(std, dtype=means.dtype).square()
+    return -0.5 * distance - (2 * math.pi * variance).log()
 
 
 def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
@@ -49,7 +51,7 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
     return ((grouped.sum(1, keepdim=True) - grouped) / (rollouts - 1)).reshape(-1)
 
 
-def rollout_losses(rollout: Rollout, std: float, rollouts: int, *, use_leave_one_out: bool) -> Losses:
+def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_leave_one_out: bool) -> Losses:
     """The three terms: cross-entropy of the answer, REINFORCE, and the baseline's squared error.
 
     Gradients: cross-entropy reaches logits; REINFORCE reaches location_means alone (rewards, baselines and sampled
@@ -57,7 +59,7 @@ def rollout_losses(rollout: Rollout, std: float, rollouts: int, *, use_leave_one
 
     Args:
         rollout: N episodes.
-        std: standard deviation of the location policy.
+        std: standard deviation of the location policy; a number or a scalar on the rollout's device.
         rollouts: how many episodes in a row share a scene.
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 

@@ -70,6 +70,14 @@ class RecurrentAttentionModel(nn.Module):
 
     def look(self, observation: dict[str, Any], state: State) -> State:
         """The core's state after one more glimpse; h, the first of it, is what the heads read."""
+        if self.config.precision == "float32":
+            return self._look(observation, state)
+        # One autocast a glimpse: the weights' gradients are then summed over glimpses in float32.
+        with torch.autocast(observation["glimpse"].device.type, torch.bfloat16):
+            after = self._look(observation, state)
+        return tuple(part.float() for part in after)
+
+    def _look(self, observation: dict[str, Any], state: State) -> State:
         encoded = self.glimpse_network(observation["glimpse"], observation["location"])
         if self.config.core == "lstm":
             return tuple(self.core(encoded, state))

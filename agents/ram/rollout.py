@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout
 from agents.ram.network import RecurrentAttentionModel
 from agents.ram.policy import RamPolicy
+from agents.ranks import ALONE, Ranks
 from agents.runs import RunError, RunFolder
 from agents.scripted import ScriptedLocator, make_locator
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
@@ -52,9 +54,10 @@ def play(
     model: RecurrentAttentionModel,
     env: GlimpseVectorEnv,
     options: dict[str, Any],
-    std: float,
+    std: Tensor | float,
     generator: torch.Generator,
     locator: ScriptedLocator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Rollout:
     """One episode in every lane, with sampled locations.
 
@@ -62,9 +65,10 @@ def play(
         model: the network.
         env: output "torch", autoreset mode DISABLED.
         options: the environment's reset options: which scenes.
-        std: standard deviation of the location policy.
+        std: standard deviation of the location policy; a number or a scalar on the environment's device.
         generator: where locations are drawn from, on the environment's device.
         locator: chooses the locations instead of the location network.
+        ranks: the processes that share a batch, of which the environment has this one's lanes.
 
     Returns:
         What the losses need, as one graph.
@@ -78,7 +82,7 @@ def play(
         state = model.look(observation, state)
         mean = model.locate(state[0])  # (N, 2)
         if locator is None:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            noise = ranks.draw(torch.randn, num_envs, generator, env.device)
             location = mean.detach() + std * noise
         else:
             location = locator(observation, num_taken)

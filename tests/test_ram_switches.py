@@ -1,0 +1,120 @@
+"""Switches that change speed and no result: compile, cuda_graph, precision; and that no update waits for a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from agents.ram.config import RamConfig, preset
+from agents.ram.graph import WARM_UP_RUNS
+from agents.ram.network import RecurrentAttentionModel
+from agents.ram.trainer import Trainer
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="NEEDS A C++ COMPILER: torch.compile cannot be tested",
+)
+SMALL = {"hidden_size": 16, "glimpse_hidden_size": 8, "locator_hidden_size": 8, "batch_size": 32}
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+CORES: list[dict[str, Any]] = [{}, {"core": "lstm", "rollouts": 2, "baseline": "leave-one-out", "weight_average": 0.9}]
+
+
+def digits(**fields: Any) -> RamConfig:
+    return dataclasses.replace(preset("digits"), **{**SMALL, **fields})
+
+
+def after_updates(config: RamConfig, updates: int = 4) -> dict[str, torch.Tensor]:
+    """All that updates change."""
+    trainer = Trainer(config)
+    for _ in range(updates):
+        trainer.update()
+    found = {**trainer.model.state_dict(), "sums": trainer.sums, "generator": trainer.generator.get_state()}
+    if trainer.average is not None:
+        found |= {f"average.{key}": value for key, value in trainer.average.state_dict().items()}
+    return {key: value.detach().clone() for key, value in found.items()}
+
+
+def assert_equal_but_for_rounding(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours["generator"], theirs["generator"])
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-5, msg=lambda text, key=key: key + text)
+
+
+@needs_compiler
+@pytest.mark.parametrize("device", DEVICES)
+def test_compile_changes_nothing_beyond_rounding(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = digits(device=device, core="lstm")
+    compiled: list[str] = []
+    original = torch.compile
+
+    def watched(function: Any, **options: Any) -> Any:
+        compiled.append(function.__name__)
+        return original(function, **options)
+
+    monkeypatch.setattr(torch, "compile", watched)
+    plain = after_updates(config)
+    assert not compiled
+    assert_equal_but_for_rounding(after_updates(dataclasses.replace(config, compile=True)), plain)
+    assert compiled == ["look", "locate", "classify", "estimate", "rollout_losses"]
+
+
+@needs_gpu
+@pytest.mark.parametrize("fields", CORES)
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_cuda_graph_changes_nothing_beyond_rounding(fields: dict, compile: bool) -> None:
+    config = digits(device="cuda", compile=compile, **fields)
+    updates = WARM_UP_RUNS + 5
+    plain = after_updates(config, updates)
+    assert_equal_but_for_rounding(after_updates(dataclasses.replace(config, cuda_graph=True), updates), plain)
+
+
+def test_a_cuda_graph_is_refused_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match="cuda_graph needs device 'cuda', got 'cpu'"):
+        Trainer(digits(cuda_graph=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("fields", [*CORES, {"locator": "random"}, {"precision": "bfloat16"}])
+def test_no_update_waits_for_the_gpu(fields: dict) -> None:
+    trainer = Trainer(digits(device="cuda", **fields))
+    for _ in range(3):
+        trainer.update()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("core", ["rnn", "lstm"])
+def test_bfloat16_stays_in_the_network_and_is_close(device: str, core: str) -> None:
+    torch.manual_seed(0)
+    config = RamConfig(core=core)  # type: ignore[arg-type]
+    plain = RecurrentAttentionModel(64, 10, config).to(device)
+    rounded = RecurrentAttentionModel(64, 10, dataclasses.replace(config, precision="bfloat16")).to(device)
+    rounded.load_state_dict(plain.state_dict())
+    seen: list[torch.dtype] = []
+    rounded.glimpse_network.combine.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    observation = {"glimpse": torch.rand(50, 1, 8, 8, device=device), "location": torch.rand(50, 2, device=device)}
+    ours, theirs = (model.initial_state(50) for model in (rounded, plain))
+    for _ in range(6):
+        ours, theirs = rounded.look(observation, ours), plain.look(observation, theirs)
+    assert set(seen) == {torch.bfloat16}
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.dtype == expected.dtype == torch.float32
+        error = (found - expected).norm() / expected.norm()
+        assert 0 < error < 0.02
+    for head in ("locate", "classify", "estimate"):
+        assert getattr(rounded, head)(ours[0]).dtype == torch.float32
+    rounded.classify(ours[0]).sum().backward()
+    assert {p.grad.dtype for p in rounded.core.parameters() if p.grad is not None} == {torch.float32}
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
+        RamConfig(precision="float16")  # type: ignore[arg-type]
