@@ -131,8 +131,10 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
 
 def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
     """A function that makes the canvases of a batch of scenes, other ones each time. uint8 (N, C, S, S)."""
-    from ram_gym.scenes import compose, place, scene_keys
+    from ram_gym.scenes import Placement, compose, place, scene_keys
+    from ram_gym.vector_env import AT_ONCE, SCENES_AT_ONCE
 
+    block = SCENES_AT_ONCE.get(torch.device(case.device).type, AT_ONCE)  # as the vector environment makes them
     config = case.config(plan)
     images = torch.tensor(load_dataset(config.dataset, config.split, config.data_root).images, device=case.device)
     indices = torch.arange(case.batch, device=case.device) % len(images)
@@ -142,7 +144,9 @@ def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
         nonlocal seeds
         seeds = seeds + 1
         placement = place(indices, scene_keys(indices, seeds, config.split), tuple(images.shape), config)
-        return compose(images, indices, placement, config)
+        parts = [slice(start, start + block) for start in range(0, case.batch, block)]
+        made = [compose(images, indices[p], Placement(*(value[p] for value in placement)), config) for p in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     return make
 

@@ -23,8 +23,12 @@ from ram_gym.retina import build_pyramid, canvases_of, new_pyramid, sense
 
 Output = Literal["numpy", "torch"]
 
-SCENES_AT_ONCE = (16_384, 256)
-"""How many scenes are composed at once: on another device, and on the CPU."""
+SCENES_AT_ONCE = {"cpu": 256}
+GLIMPSES_AT_ONCE = {"cpu": 4096}
+"""How many scenes are composed and how many glimpses taken at once, by kind of device; elsewhere `AT_ONCE`. What lies
+between images and glimpses then stays in the cache or at least in arrays that malloc does not give back each time."""
+
+AT_ONCE = 16_384
 
 
 class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
@@ -298,9 +302,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         """The scenes' pyramids, written over `pyramid` where given."""
         if pyramid is None:
             pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
-        # A block of lanes at a time: what lies between images and pyramids stays in the cache, and memory is bounded.
-        for start in range(0, len(index), block := SCENES_AT_ONCE[self.device.type == "cpu"]):
-            part = slice(start, start + block)
+        for part in _blocks(len(index), SCENES_AT_ONCE.get(self.device.type, AT_ONCE)):
             places = scenes.Placement(*(value[part] for value in placement))
             canvases = scenes.compose(self._images, index[part], places, self.config)
             build_pyramid(canvases, self.config, pyramid[part])
@@ -308,7 +310,10 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     def _look(self) -> None:
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
-        self._glimpse = sense(self._pyramid, self._location, self.config)
+        assert self._pyramid is not None
+        blocks = _blocks(self.num_envs, GLIMPSES_AT_ONCE.get(self.device.type, AT_ONCE))
+        glimpses = [sense(self._pyramid[part], self._location[part], self.config) for part in blocks]
+        self._glimpse = glimpses[0] if len(glimpses) == 1 else torch.cat(glimpses)
         if self.render_mode is not None:
             lanes = np.flatnonzero(~self._is_over)
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
@@ -394,6 +399,11 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             raise ValueError("an earlier step got a NaN or infinite location or a label out of range")
         if self._bad_action_on_host.is_pinned():
             self._bad_action_on_host.copy_(self._got_bad_action, non_blocking=True)
+
+
+def _blocks(num: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover `num` rows."""
+    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
