@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -80,12 +80,21 @@ def check_mask(name: str, value: Any, num_envs: int) -> np.ndarray | None:
     return mask
 
 
-def check_integers(name: str, value: Any, bound: int, num_envs: int) -> Tensor | None:
-    """An integer in [0, bound) for all lanes, or one a lane: int64 (N,), on the device it came on, not shared."""
+class Checked(NamedTuple):
+    """What a caller handed over, as the environment's own."""
+
+    value: Tensor
+    is_good: Tensor | None
+    """Bool, for each value, whether it may be used, where that is known on another device only; None: all may."""
+
+
+def check_integers(name: str, value: Any, bound: int, num_envs: int, device: torch.device) -> Checked:
+    """An integer in [0, bound) for all lanes, or one a lane: int64 (N,) on a device, not shared.
+
+    What comes from the host is checked here; of what is on another device already, `is_good` tells.
+    """
     import torch
 
-    if value is None:
-        return None
     expected = f"an integer or integers ({num_envs},)"
     if isinstance(value, torch.Tensor):
         is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
@@ -100,12 +109,15 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int) -> Tensor |
         raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
     if isinstance(value, torch.Tensor):
         value = value.detach().to(torch.int64)
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        value = value.expand(num_envs).to(device, copy=True)
+        return Checked(value, (value >= 0) & (value < bound))
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= bound:
         raise ValueError(f"{name} must lie in [0, {bound}), got {low} to {high}")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
-    return value.expand(num_envs).clone()
+    return Checked(value.expand(num_envs).to(device, copy=True), None)
 
 
 def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Tensor | None:
@@ -117,39 +129,41 @@ def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Te
 
     if isinstance(value, list | tuple) and any(seed is None for seed in value):
         value = [int(generator.integers(MAX_SEED)) if seed is None else seed for seed in value]
-    seeds = check_integers("seed", value, MAX_SEED, num_envs)
-    if seeds is None:
+    if value is None:
         return None
-    return seeds.cpu() if np.ndim(value) else seeds.cpu() + torch.arange(num_envs)
+    seeds, _ = check_integers("seed", as_numpy(value), MAX_SEED, num_envs, torch.device("cpu"))
+    return seeds if np.ndim(value) else seeds + torch.arange(num_envs)
 
 
-def check_locations(
-    name: str, value: Any, shapes: tuple[tuple[int, ...], ...], device: torch.device, *, wait: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Locations, clipped, float32 of one of the given shapes, on the device.
+def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], device: torch.device) -> Checked:
+    """Locations, clipped, float32 of one of the given shapes, on a device.
 
-    `wait`: raise where one is not finite. Else it becomes 0, and whether each is finite is handed over too, so that
-    the caller can raise when the device has got so far.
+    What comes from the host is checked here; of what is on another device already, what is not finite becomes 0, and
+    `is_good` tells of it.
     """
     import torch
 
     if isinstance(value, torch.Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value.dtype}")
-        locations = value.detach().to(device)
+        locations = value.detach()
     else:
         numbers = _numbers(name, value)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
         # A copy in the machine's own byte order, forwards.
         precise = np.array(numbers, np.float32 if numbers.dtype == np.float32 else np.float64)
-        locations = torch.from_numpy(precise).to(device)
+        locations = torch.from_numpy(precise)
     if tuple(locations.shape) not in shapes:
         raise ValueError(f"{name} must have shape {shapes[-1]}, got {tuple(locations.shape)}")
     if not locations.is_floating_point():
         locations = locations.to(torch.float32)
-    if wait:
+    is_finite = None
+    if isinstance(value, torch.Tensor) and value.device.type == "cpu":
         low, high = torch.aminmax(locations)  # NaN where any of them is
         if not math.isfinite(low) or not math.isfinite(high):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-        return clip_locations(locations).to(torch.float32), None
-    is_finite = locations.isfinite()
-    return clip_locations(torch.where(is_finite, locations, 0.0)).to(torch.float32), is_finite
+    elif isinstance(value, torch.Tensor):
+        is_finite = locations.isfinite()
+        locations = torch.where(is_finite, locations, 0.0)
+    return Checked(clip_locations(locations).to(device, torch.float32), is_finite)

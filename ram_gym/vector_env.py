@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ram_gym import scenes
-from ram_gym.arguments import MAX_SEED, check_integers, check_keys, check_locations, check_mask, check_seeds
+from ram_gym.arguments import MAX_SEED, Checked, check_integers, check_keys, check_locations, check_mask, check_seeds
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
@@ -77,9 +77,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     v0: first version.
 
     Raises:
-        ValueError: as `GlimpseEnv`, and for a mask or a seed of the wrong shape; the state is then unchanged. On a
-            device other than the CPU, the values of actions are not waited for: a step that gets a NaN takes it
-            as 0, and a wrong label as a wrong answer; a later step that ends episodes, or the next `reset`, raises.
+        ValueError: as `GlimpseEnv`, and for a mask or a seed of the wrong shape; the state is then unchanged. Values
+            that come on a GPU are not waited for: a NaN is taken as 0, a wrong label as a wrong answer, a wrong index
+            or scene seed as 0, and a later `reset` or step that ends episodes raises, once the GPU has got there.
         gymnasium.error.ResetNeeded: from `step`, before the first reset, and under DISABLED for a lane that has ended.
 
     Example:
@@ -141,8 +141,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._placement: scenes.Placement | None = None
         self._pyramid: Tensor | None = None
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
-        self._got_bad_action = torch.zeros((), dtype=torch.bool, device=self.device)
-        self._bad_action_on_host = torch.zeros((), dtype=torch.bool, pin_memory=self.device.type == "cuda")
+        self._got_bad_value = torch.zeros((), dtype=torch.bool, device=self.device)
+        is_pinned = self.device.type == "cuda" and torch.cuda.is_available()
+        self._bad_value_on_host = torch.zeros((), dtype=torch.bool, pin_memory=is_pinned)
 
     # ------------------------------------------------------------------------------------------ Gymnasium's interface
 
@@ -156,19 +157,17 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         options = {} if options is None else options
         check_keys("options", options, ("index", "scene_seed", "location", "reset_mask"), required=False)
         mask = check_mask("options['reset_mask']", options.get("reset_mask"), self.num_envs)
-        index, scene_seed = (
-            check_integers(f"options['{key}']", options.get(key), bound, self.num_envs)
-            for key, bound in (("index", self.num_images), ("scene_seed", 2**63))
-        )
+        index = self._check_integers("index", options, self.num_images)
+        scene_seed = self._check_integers("scene_seed", options, 2**63)
         location = None
         if options.get("location") is not None:
             shapes = ((2,), (self.num_envs, 2))
-            location, _ = check_locations("options['location']", options["location"], shapes, self.device, wait=True)
+            location = self._note(check_locations("options['location']", options["location"], shapes, self.device))
             location = location.expand(self.num_envs, 2)
         seeds = check_seeds(seed, self.num_envs, self.np_random)
         if not self._has_begun and mask is not None and not mask.all():
             raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
-        self._report_bad_actions(wait=True)
+        self._report_bad_values()
         if seeds is not None or self._keys is None:
             super().reset(seed=int(seeds[0]) if seeds is not None else None)
             if seeds is None:
@@ -201,7 +200,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         reward = self._zeros(torch.float32)
         info: dict[str, Any] = {}
         if answering.any():
-            self._report_bad_actions(wait=False)
+            self._report_bad_values()
             self._prediction = torch.where(terminated, label, self._prediction)
             is_success = terminated & (label == self._labels[self._index])
             reward = is_success.to(torch.float32)
@@ -365,40 +364,39 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def _check_action(self, actions: Any) -> tuple[Tensor, Tensor]:
         """Locations float32 (N, 2) and labels int64 (N,), on the device."""
         check_keys("actions", actions, ("location", "label"), required=True)
-        shapes, waits = ((self.num_envs, 2),), self.device.type == "cpu"
-        location, is_finite = check_locations(
-            "actions['location']", actions["location"], shapes, self.device, wait=waits
-        )
+        shapes = ((self.num_envs, 2),)
+        location = self._note(check_locations("actions['location']", actions["location"], shapes, self.device))
         name, label = "actions['label']", actions["label"]
         if np.ndim(label) != 1:
             raise ValueError(f"{name} must be integers ({self.num_envs},), got {label!r}")
-        is_label = None
-        if waits or not isinstance(label, Tensor):
-            labels = check_integers(name, label, self.num_classes, self.num_envs)
-            assert labels is not None
-        else:
-            if label.shape != (self.num_envs,) or label.is_floating_point() or label.dtype == torch.bool:
-                raise ValueError(f"{name} must be integers ({self.num_envs},), got {label.dtype} {tuple(label.shape)}")
-            labels = label
-            is_label = ((label >= 0) & (label < self.num_classes)).to(self.device)
-        for is_good in (is_finite, is_label):
-            if is_good is not None:
-                self._got_bad_action |= ~is_good.all()
-        return location, labels.to(self.device, torch.int64)
+        return location, self._note(check_integers(name, label, self.num_classes, self.num_envs, self.device))
 
-    def _report_bad_actions(self, *, wait: bool) -> None:
-        """Raises for bad actions that a device other than the CPU has met.
+    def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Tensor | None:
+        """An option, int64 (N,) on the device; 0 where it is bad."""
+        if options.get(key) is None:
+            return None
+        checked = check_integers(f"options['{key}']", options[key], bound, self.num_envs, self.device)
+        value = self._note(checked)
+        return value if checked.is_good is None else torch.where(checked.is_good, value, 0)
 
-        Without `wait`, for those it is known of by now: the flag travels to the host behind the running steps.
+    def _note(self, checked: Checked) -> Tensor:
+        """The value; that some of it may not be used is noted where only the device knows."""
+        if checked.is_good is not None:
+            self._got_bad_value |= ~checked.is_good.all().to(self.device)
+        return checked.value
+
+    def _report_bad_values(self) -> None:
+        """Raises for bad values that came on another device than the CPU, those it has met by now.
+
+        The flag travels to the host behind the running work, so nothing waits.
         """
         if self.device.type == "cpu":
             return
-        if bool(self._got_bad_action) if wait else bool(self._bad_action_on_host):
-            self._got_bad_action.fill_(False)
-            self._bad_action_on_host.fill_(False)
-            raise ValueError("an earlier step got a NaN or infinite location or a label out of range")
-        if self._bad_action_on_host.is_pinned():
-            self._bad_action_on_host.copy_(self._got_bad_action, non_blocking=True)
+        if bool(self._bad_value_on_host):
+            self._got_bad_value.fill_(False)
+            self._bad_value_on_host.fill_(False)
+            raise ValueError("an earlier reset or step got a NaN or infinite location, or a number out of range")
+        self._bad_value_on_host.copy_(self._got_bad_value, non_blocking=True)
 
 
 def _blocks(num: int, size: int) -> list[slice]:

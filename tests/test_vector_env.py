@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ram_gym import GlimpseEnv, GlimpseVectorEnv
+from ram_gym import GlimpseEnv, GlimpseVectorEnv, retina, scenes
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))]
 NUM_ENVS = 5
@@ -245,14 +247,46 @@ def test_seed_lists_and_partial_seeding(small_images: tuple) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU")
-def test_a_bad_action_on_an_accelerator_is_reported_at_the_next_reset(small_images: tuple) -> None:
+def test_a_bad_action_on_an_accelerator_is_reported_at_a_later_reset(small_images: tuple) -> None:
     envs = make(small_images, output="torch", autoreset_mode="Disabled", device="cuda")
     envs.reset(seed=0)
     labels = torch.zeros(5, dtype=torch.int64, device="cuda")
     envs.step({"location": torch.full((5, 2), torch.nan, device="cuda"), "label": labels})
-    with pytest.raises(ValueError, match="since the last reset"):
+    envs.reset()  # sends the flag to the host
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="earlier reset or step"):
         envs.reset()
     envs.reset()
+
+
+@pytest.fixture
+def fake_tensors() -> Iterator[None]:
+    """Tensors that know their device and shape and have no numbers: reading one, or mixing devices, is an error."""
+    kept = (scenes._pairs, scenes._box, retina._constants)
+    for function in kept:
+        function.cache_clear()
+    with FakeTensorMode():
+        yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.usefixtures("fake_tensors")
+def test_nothing_on_a_gpu_waits_for_it_or_meets_the_host(small_images: tuple, mode: AutoresetMode) -> None:
+    envs = make(small_images, output="torch", autoreset_mode=mode, device="cuda")
+    envs._report_bad_values = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
+    index = torch.arange(5, device="cuda")
+    for options in ({}, {"index": 3, "scene_seed": 4, "location": (0.0, 0.5)}, {"index": index, "scene_seed": index}):
+        observation, _ = envs.reset(options=options)
+        for _ in range(envs.config.num_glimpses):
+            label = torch.zeros(5, dtype=torch.int64, device="cuda")
+            observation, reward, *_ = envs.step({"location": observation["location"], "label": label})
+        assert (observation["glimpse"].device.type, reward.device.type) == ("cuda", "cuda")
+        if mode == AutoresetMode.NEXT_STEP:
+            envs.step({"location": observation["location"], "label": label})
+    with pytest.raises(DataDependentOutputException):
+        bool(envs.labels.any())
 
 
 def test_arguments_are_copied(small_images: tuple) -> None:
