@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # OpenMP threads that spin while they wait make the suite many times slower beside any other busy process.
@@ -10,6 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import numpy as np
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ram_gym import retina, scenes
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -55,3 +59,15 @@ def small_images() -> tuple[np.ndarray, np.ndarray]:
     """Twenty random 6x5 images of five classes."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (20, 6, 5), dtype=np.uint8), np.arange(20) % 5
+
+
+@pytest.fixture
+def fake_tensors() -> Iterator[None]:
+    """Tensors that know their device and shape and have no numbers: reading one, or mixing devices, is an error."""
+    kept = (scenes._pairs, scenes._box, retina._constants)
+    for function in kept:
+        function.cache_clear()
+    with FakeTensorMode():
+        yield
+    for function in kept:
+        function.cache_clear()

@@ -11,7 +11,9 @@ import torch
 
 from agents.ram.config import RamConfig, preset
 from agents.ram.graph import WARM_UP_RUNS
+from agents.ram.learner import Learner
 from agents.ram.network import RecurrentAttentionModel
+from agents.ram.rollout import make_env
 from agents.ram.trainer import Trainer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
@@ -91,6 +93,21 @@ def test_no_update_waits_for_the_gpu(fields: dict) -> None:
             trainer.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fields", [*CORES, {"precision": "bfloat16"}])
+def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(fields: dict, fake_tensors: None) -> None:
+    """Where there is no GPU, fake tensors stand in for it: reading a number, or mixing devices, is an error."""
+    config = digits(device="cuda", **fields)
+    env = make_env(config.environment(), "cuda", config.batch_size * config.rollouts)
+    env._report_bad_values = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
+    with torch.device("cuda"):
+        model = RecurrentAttentionModel(64, 10, config)
+    learner = Learner(model, env, config, None)  # type: ignore[arg-type]  # a CUDA generator needs a GPU
+    index = torch.zeros(env.num_envs, dtype=torch.int64, device="cuda")
+    for _ in range(2):
+        loss, sums = learner(index, torch.zeros_like(index[0]), torch.ones((), device="cuda"))
+        assert (loss.device.type, sums.device.type, sums.shape) == ("cuda", "cuda", (4,))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from ram_gym import GlimpseEnv, GlimpseVectorEnv, retina, scenes
+from ram_gym import GlimpseEnv, GlimpseVectorEnv
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))]
 NUM_ENVS = 5
@@ -257,18 +256,6 @@ def test_a_bad_action_on_an_accelerator_is_reported_at_a_later_reset(small_image
     with pytest.raises(ValueError, match="earlier reset or step"):
         envs.reset()
     envs.reset()
-
-
-@pytest.fixture
-def fake_tensors() -> Iterator[None]:
-    """Tensors that know their device and shape and have no numbers: reading one, or mixing devices, is an error."""
-    kept = (scenes._pairs, scenes._box, retina._constants)
-    for function in kept:
-        function.cache_clear()
-    with FakeTensorMode():
-        yield
-    for function in kept:
-        function.cache_clear()
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
