@@ -4,6 +4,7 @@ config.json          the run's configuration, command and package versions
 metrics.jsonl        one JSON object per epoch; the same numbers stand in TensorBoard's event files beside it
 last.safetensors     everything that resuming needs
 best.safetensors     the weights that did best on the validation split
+                     (last_model.zip and best_model.zip of a Stable-Baselines3 run, whose progress.csv is beside them)
 results.json         what was found: validation while training, each evaluation after it
 """
 
@@ -74,14 +75,26 @@ class RunFolder:
         Raises:
             RunError: there is no run, or it is another agent's.
         """
+        about = self._read_about()
+        if about.get("agent") != agent:
+            raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
+        return about["config"]
+
+    def read_agent(self) -> str:
+        """The name of the agent whose run it is.
+
+        Raises:
+            RunError: there is no run.
+        """
+        return str(self._read_about().get("agent"))
+
+    def _read_about(self) -> dict[str, Any]:
         if not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} holds no run: there is no config.json in it")
         about = self.read_json("config.json")
         if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
             raise RunError(f"{self.path}/config.json is damaged: it holds no configuration")
-        if about.get("agent") != agent:
-            raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
-        return about["config"]
+        return about
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""

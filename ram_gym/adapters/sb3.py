@@ -153,8 +153,8 @@ class GlimpseVecEnv(VecEnv):
         if method_name == "render" and not method_args and not method_kwargs:
             frames = self.get_images()
             return [frames[lane] for lane in lanes]
-        if method_name == "get_wrapper_attr" and not method_kwargs:
-            return self.get_attr(*method_args, lanes)
+        if method_name == "get_wrapper_attr" and len(method_args) == 1:
+            return self.get_attr(method_args[0], lanes)
         if method_name == "reset" and not method_args:
             return self._reset_lanes(lanes, **method_kwargs)
         raise ValueError(
