@@ -72,15 +72,21 @@ def make_model(config: Sb3Config, env: GlimpseVecEnv) -> LabelledPPO | LabelledR
     options = config.hyperparameters()
     for key in ("env_wrapper", "n_timesteps", "n_envs"):
         del options[key]
-    options["policy"] = getattr(policies, options["policy"].rpartition(".")[2])
+    options["policy"], options["policy_kwargs"] = _policy(config)
     options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
-    options["policy_kwargs"] |= {
-        "auxiliary_weight": config.auxiliary_weight,
-        "reads_every_label": config.shaping == "every-answer",
-    }
     make = LabelledRecurrentPPO if config.algorithm == "ppo-lstm" else LabelledPPO
     set_random_seed(config.seed)
     return make(env=env, seed=config.seed, device=config.device, **options)
+
+
+def _policy(config: Sb3Config) -> tuple[type[GlimpsePolicy | GlimpseLstmPolicy], dict[str, Any]]:
+    """The class of a run's policy and its keyword arguments."""
+    options = config.hyperparameters()
+    return getattr(policies, options["policy"].rpartition(".")[2]), {
+        **options["policy_kwargs"],
+        "auxiliary_weight": config.auxiliary_weight,
+        "reads_every_label": config.shaping == "every-answer",
+    }
 
 
 class PolicyState(NamedTuple):
@@ -210,10 +216,12 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     config = read_config(folder)
     config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
     parameters, about = read_checkpoint(folder, "best_model.zip")
-    model = make_model(config, make_env(config, config.environment().replace(split="validation"), 1))
+    env = make_env(config, config.environment().replace(split="validation"), 1)
+    make, options = _policy(config)
+    policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
     try:
-        model.policy.load_state_dict(parameters["policy"])
+        policy.load_state_dict(parameters["policy"])
     except (KeyError, RuntimeError) as error:
         raise RunError(f"{folder.path}/best_model.zip does not fit its config.json: {error}") from error
-    model.policy.set_training_mode(False)
-    return TrainedPolicy(model.policy, config, about["epoch"])  # type: ignore[arg-type]
+    policy.set_training_mode(False)
+    return TrainedPolicy(policy, config, about["epoch"])

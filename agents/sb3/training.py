@@ -83,7 +83,8 @@ class RunCallback(EvalCallback):
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of the run."""
         best = {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
-        return {"epoch": self.epoch, "steps": self.num_timesteps, "seconds": self.seconds, **best}
+        steps = {"steps": self.num_timesteps, "updates": self.model._n_updates}
+        return {"epoch": self.epoch, "seconds": self.seconds, **steps, **best}
 
     def restore(self, about: dict[str, Any]) -> None:
         """Goes back to where a checkpoint was written."""
@@ -202,7 +203,7 @@ def train(
             elif (folder.path / LAST).exists():
                 parameters, about = read_checkpoint(folder, LAST)
                 model.set_parameters(parameters, exact_match=True, device=config.device)
-                model.num_timesteps = about["steps"]
+                model.num_timesteps, model._n_updates = about["steps"], about["updates"]
                 callback.restore(about)
             folder.truncate_metrics(callback.epoch)
             callback.last_metrics = next(reversed(folder.read_metrics()), None)
