@@ -101,7 +101,11 @@ def test_the_auxiliary_loss_adds_its_gradient_and_nothing_else(algorithm: str, a
     seen = observations(4, [1.0, 0.5, 1.0, 1.0])
     actions = torch.zeros(4, 12 if action == "box" else 3)
     labels = torch.tensor([[4.0], [0.0], [10.0], [1.0]])  # 3, none, 9, 0
+    with pytest.raises(ValueError, match="LabelledPPO"):
+        evaluate_actions(policy, seen, actions)
+    policy.auxiliary_weight = 0.0
     _, plain, entropy = evaluate_actions(policy, seen, actions)
+    policy.auxiliary_weight = 0.7
     _, found, same_entropy = evaluate_actions(policy, {**seen, policies.LABEL: labels}, actions)
     torch.testing.assert_close(found, plain, rtol=0, atol=0)
     torch.testing.assert_close(entropy, same_entropy, rtol=0, atol=0)
@@ -112,6 +116,7 @@ def test_the_auxiliary_loss_adds_its_gradient_and_nothing_else(algorithm: str, a
     outputs = network_outputs(policy, seen)
     logits = outputs[:, 2:] / policy.log_std.exp()[2:] if action == "box" else outputs[:, 14:]
     answered = functional.cross_entropy(logits[[0, 2, 3]], torch.tensor([3, 9, 0]))
+    policy.auxiliary_weight = 0.0
     _, again, _ = evaluate_actions(policy, seen, actions)
     theirs = torch.autograd.grad(again.sum() + 0.7 * answered, weights)
     for a, b in zip(ours, theirs, strict=True):

@@ -17,6 +17,8 @@ from agents.sb3.config import Algorithm, Sb3Config, preset
 from agents.sb3.playing import read_config
 from agents.sb3.training import train
 
+_NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSb3:
@@ -70,8 +72,7 @@ def train_sb3(algorithm: Algorithm, arguments: list[str]) -> None:
         config = options.config
         path = options.out or Path("runs") / f"{algorithm}-{config.task}-{config.seed}"
         folder = RunFolder(path, ["python", "-m", "agents", "train", algorithm, *arguments])
-    name = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}[algorithm]
-    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {config.task}: {folder.path}"
+    title = f"{'Going on with' if is_resumed else 'Training'} {_NAMES[algorithm]} on {config.task}: {folder.path}"
     with nullcontext(None) if options.progress_bar else show_progress(title) as report:
         result = train(
             config,

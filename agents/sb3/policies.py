@@ -81,7 +81,11 @@ class _GlimpsePolicy:
         values, _, _ = super().evaluate_actions(obs, actions, *arguments, **more)  # type: ignore[misc]
         log_probability = self._read(obs, _log_probabilities(self.action_dist, actions))
         entropy = self._read(obs, _entropies(self.action_dist))
-        if self.auxiliary_weight and labels is not None:
+        if self.auxiliary_weight:
+            if labels is None:
+                raise ValueError(
+                    "auxiliary_weight needs the right labels: train with LabelledPPO or LabelledRecurrentPPO"
+                )
             targets = labels.flatten().long() - 1
             loss = functional.cross_entropy(label_logits(self.action_dist), targets, ignore_index=-1)
             log_probability = _AddLoss.apply(log_probability, self.auxiliary_weight * loss)
