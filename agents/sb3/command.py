@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,7 @@ def _parse_with_preset(algorithm: Algorithm, arguments: list[str], prog: str) ->
         args=arguments,
         default=TrainSb3(preset(algorithm, task)),
         prog=prog,
-        description=(TrainSb3.__doc__ or "").replace(
-            "{algorithm}", "RecurrentPPO" if algorithm == "ppo-lstm" else "PPO"
-        ),
+        description=inspect.cleandoc(TrainSb3.__doc__ or "").replace("{algorithm}", _NAMES[algorithm]),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
