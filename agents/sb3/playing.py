@@ -39,13 +39,16 @@ class EveryAnswerVecEnv(GlimpseVecEnv):
         super().__init__(envs, add_progress=True)
         self.weight = weight
 
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes the actions that `step_wait` plays."""
+        guesses = actions[:, 2:].argmax(1) if actions.dtype.kind == "f" else actions[:, 2]
+        self.is_right = guesses == self.envs.unwrapped.labels.cpu().numpy()  # type: ignore[attr-defined]
+        super().step_async(actions)
+
     def step_wait(self) -> Any:
         """As the parent's, with the shaped reward."""
-        is_box = self._actions.dtype.kind == "f"
-        guesses = self._actions[:, 2:].argmax(1) if is_box else self._actions[:, 2]
-        is_right = guesses == self._inner.labels.cpu().numpy()
         observation, reward, done, infos = super().step_wait()
-        return observation, reward + np.float32(self.weight) * (is_right & ~done), done, infos
+        return observation, reward + np.float32(self.weight) * (self.is_right & ~done), done, infos
 
 
 def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscreteAction | VectorBoxAction:
