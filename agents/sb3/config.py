@@ -182,7 +182,7 @@ _LOWEST = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {},
+    "digits": {"total_timesteps": 500_000},
     "mnist-28": {},
     "translated-60": {},
     "cluttered-60": {},
