@@ -123,6 +123,26 @@ def test_the_auxiliary_loss_adds_its_gradient_and_nothing_else(algorithm: str, a
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("action", ["multi-discrete", "box"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_locations_train_the_network_below_only_if_asked(algorithm: str, action: str) -> None:
+    """The same distribution either way; what differs is which weights looks and answers have gradients for."""
+    actions = torch.zeros(1, 12 if action == "box" else 3)
+    found = {}
+    for location_gradient in (True, False):
+        policy = small_model(algorithm, action=action, location_gradient=location_gradient).policy
+        for progress in (0.5, 1.0):
+            policy.zero_grad()
+            _, value, _ = evaluate_actions(policy, observations(1, [progress]), actions)
+            value.sum().backward()
+            below = policy.features_extractor.what.weight.grad
+            found[location_gradient, progress] = value.item(), below is not None and bool(below.any())
+            assert policy.action_net.weight.grad.any()
+    assert [reached for _, reached in found.values()] == [True, True, False, True]
+    assert found[True, 0.5][0] == found[False, 0.5][0]
+    assert found[True, 1.0][0] == found[False, 1.0][0]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_rollouts_know_the_labels_of_ended_episodes(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(algorithm, auxiliary_weight=1.0, episodes_per_rollout=2, n_epochs=1)

@@ -77,6 +77,8 @@ class Sb3Config:
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
 
+    location_gradient: bool = True
+    """Let the choice of locations train all of the network, and not its own layer alone."""
     hidden_size: int = 256
     """Units of the LSTM and of the glimpse encoding, and of each layer of the memoryless control."""
     glimpse_hidden_size: int = 128
@@ -138,6 +140,7 @@ class Sb3Config:
         network: dict[str, Any] = {"net_arch": {"pi": [size, size], "vf": [size]}}
         if self.algorithm == "ppo-lstm":
             network = {"net_arch": {"pi": [], "vf": [64]}, "lstm_hidden_size": size}
+        network["location_gradient"] = self.location_gradient
         network["features_extractor_kwargs"] = {"hidden_size": self.glimpse_hidden_size, "features_dim": size}
         wrapper: Any = {"ram_gym.wrappers.MultiDiscreteAction": {"grid_size": self.grid_size}}
         if self.action == "box":

@@ -65,6 +65,8 @@ class _GlimpsePolicy:
 
     auxiliary_weight: float
     reads_every_label: bool
+    location_gradient: bool
+    action_net: nn.Linear
     action_dist: Distribution
 
     def forward(self, obs: Observation, *arguments: Any, **more: Any) -> tuple[Any, ...]:
@@ -91,6 +93,20 @@ class _GlimpsePolicy:
             log_probability = _AddLoss.apply(log_probability, self.auxiliary_weight * loss)
         return values, log_probability, entropy
 
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        """The distribution of actions, whose location part trains what is below it only with `location_gradient`."""
+        if self.location_gradient:
+            return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
+        outputs = self.action_net(latent_pi)
+        if isinstance(self.action_dist, MultiCategoricalDistribution):
+            num_location = sum(self.action_dist.action_dims[:2])
+            location = self.action_net(latent_pi.detach())[:, :num_location]
+            return self.action_dist.proba_distribution(torch.cat((location, outputs[:, num_location:]), dim=1))
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        location = self.action_net(latent_pi.detach())[:, :2]
+        means = torch.cat((location, outputs[:, 2:]), dim=1)
+        return self.action_dist.proba_distribution(means, self.log_std)  # type: ignore[attr-defined]
+
     def _read(self, obs: Observation, parts: _Parts) -> Tensor:
         """The sum over the parts of the action that count, (N,)."""
         if "progress" not in obs:
@@ -108,6 +124,7 @@ class GlimpsePolicy(_GlimpsePolicy, ActorCriticPolicy):  # type: ignore[misc]
             `location` and possibly `progress`; actions are of MultiDiscreteAction or BoxAction.
         auxiliary_weight: weight of the cross-entropy of the answer beside PPO's loss; it needs `LabelledPPO`.
         reads_every_label: the label counts at each step, as reward shaping "every-answer" makes it.
+        location_gradient: let the choice of locations train all of the network, and not its own layer alone.
     """
 
     def __init__(
@@ -118,11 +135,13 @@ class GlimpsePolicy(_GlimpsePolicy, ActorCriticPolicy):  # type: ignore[misc]
         *,
         auxiliary_weight: float = 0.0,
         reads_every_label: bool = False,
+        location_gradient: bool = True,
         **more: Any,
     ) -> None:
         more = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU, **more}
         super().__init__(observation_space, action_space, lr_schedule, **more)
         self.auxiliary_weight, self.reads_every_label = auxiliary_weight, reads_every_label
+        self.location_gradient = location_gradient
 
 
 class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ignore[misc]
@@ -139,12 +158,14 @@ class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ig
         *,
         auxiliary_weight: float = 0.0,
         reads_every_label: bool = False,
+        location_gradient: bool = True,
         **more: Any,
     ) -> None:
         more = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU, **more}
         more = {"shared_lstm": True, "enable_critic_lstm": False, **more}
         super().__init__(observation_space, action_space, lr_schedule, **more)
         self.auxiliary_weight, self.reads_every_label = auxiliary_weight, reads_every_label
+        self.location_gradient = location_gradient
 
     @staticmethod
     def _process_sequence(  # type: ignore[override]
