@@ -54,8 +54,8 @@ class RunFolder:
         self.path = Path(path)
         self.command = sys.argv if command is None else command
 
-    def create(self, agent: str, config: dict[str, Any]) -> None:
-        """Makes the folder and writes config.json.
+    def create(self, agent: str, config: dict[str, Any], packages: tuple[str, ...] = ()) -> None:
+        """Makes the folder and writes config.json, with the versions of `PACKAGES` and of the agent's own packages.
 
         Raises:
             RunError: a run is there already.
@@ -64,7 +64,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
-        versions |= {package: metadata.version(package) for package in PACKAGES}
+        versions |= {package: metadata.version(package) for package in (*PACKAGES, *packages)}
         about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
         about["hardware"] = _hardware()
         self.write_json("config.json", about)

@@ -316,6 +316,7 @@ def test_runs_of_both_are_compared(runs: dict[str, Path], capsys: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_keeps_stable_baselines3s_habits(runs: dict[str, Path], algorithm: str) -> None:
+    assert "sb3-contrib" in RunFolder(runs[algorithm]).read_json("config.json")["versions"]
     make = RecurrentPPO if algorithm == "ppo-lstm" else PPO
     model = make.load(runs[algorithm] / "best_model.zip", custom_objects={})
     config = Sb3Config(**RunFolder(runs[algorithm]).read_config(algorithm))

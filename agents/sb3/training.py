@@ -29,6 +29,7 @@ from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
 from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
 
+PACKAGES = ("stable-baselines3", "sb3-contrib")
 BEST, LAST = "best_model.zip", "last_model.zip"
 
 
@@ -199,7 +200,7 @@ def train(
         callback = RunCallback(config, folder, is_interrupted, report, verbose=int(verbose))
         if folder is not None:
             if not resume:
-                folder.create(config.algorithm, config.to_dict())
+                folder.create(config.algorithm, config.to_dict(), PACKAGES)
             elif (folder.path / LAST).exists():
                 parameters, about = read_checkpoint(folder, LAST)
                 model.set_parameters(parameters, exact_match=True, device=config.device)
