@@ -16,9 +16,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.loading import RunConfig, load_run
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
-from agents.ram.rollout import load_model, make_env, make_policy, read_ram_config
+from agents.ram.rollout import make_env, read_ram_config
 from agents.ram.trainer import Progress, train
 from agents.ranks import join_ranks
 from agents.runs import RunFolder
@@ -125,9 +126,9 @@ def evaluate_run(
         device: PyTorch device, "cpu" or "cuda".
         json: Print a JSON object and nothing else.
     """
-    trained = load_model(RunFolder(run), device, data_root)
+    trained = load_run(RunFolder(run), device, data_root)
     env = make_env(trained.config.environment().replace(split=split), device)
-    policy = make_policy(trained.model, env, trained.config.locator, trained.config.seed, str(run))
+    policy = trained.make_policy(env, None, str(run))
     evaluation = _evaluate(policy, env, trained.config.task, protocol)
     found = {**evaluation.to_dict(), "epoch": trained.epoch}
     if json:
@@ -170,7 +171,7 @@ def compare_policies(
     """
     if not policies:
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
-    runs = {name: load_model(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
+    runs = {name: load_run(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     first = next(iter(runs.values()), None)
     if first is None and task is None:
         raise ValueError("--task must be given where no run folder is named")
@@ -190,12 +191,11 @@ def compare_policies(
         env = make_env(setting.replace(split=split), device)
         policy: Policy
         if name in runs:
-            model, config, _ = runs[name]
-            policy = make_policy(model, env, config.locator, config.seed, name)
+            policy = runs[name].make_policy(env, None, name)
         elif first is None:
             policy = ScriptedPolicy(name, env)
         else:
-            policy = make_policy(first.model, env, name, first.config.seed, name + BORROWED)
+            policy = first.make_policy(env, name, name + BORROWED)
         evaluations.append(_evaluate(policy, env, task_name, protocol))
     _show_comparison(evaluations, json)
 
@@ -250,9 +250,9 @@ def watch(
         data_root: Folder with the datasets, if it is not where the run was trained.
         milliseconds: How long each look is shown.
     """
-    trained = load_model(RunFolder(run), "cpu", data_root)
+    trained = load_run(RunFolder(run), "cpu", data_root)
     env = make_env(trained.config.environment().replace(split=split), "cpu", max(episodes, 1))
-    policy = make_policy(trained.model, env, trained.config.locator, trained.config.seed)
+    policy = trained.make_policy(env, None, str(run))
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
         raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
     if not 20 <= milliseconds <= 60_000:
@@ -275,7 +275,21 @@ def watch(
     print(f"{gif}: {episodes} episodes")
 
 
-TRAINERS = {"ram": train_ram}
+def train_ppo_lstm(arguments: list[str]) -> None:
+    """Train Stable-Baselines3's RecurrentPPO, by reinforcement learning alone."""
+    from agents.sb3.command import train_sb3
+
+    train_sb3("ppo-lstm", arguments)
+
+
+def train_ppo(arguments: list[str]) -> None:
+    """Train Stable-Baselines3's PPO, the memoryless control of ppo-lstm."""
+    from agents.sb3.command import train_sb3
+
+    train_sb3("ppo", arguments)
+
+
+TRAINERS = {"ram": train_ram, "ppo-lstm": train_ppo_lstm, "ppo": train_ppo}
 
 
 def main(arguments: list[str]) -> None:
@@ -292,7 +306,7 @@ def main(arguments: list[str]) -> None:
         else:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -323,7 +337,7 @@ def _evaluate(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: Protoc
         return evaluate(policy, env, task=task, protocol=protocol, on_batch=on_batch)
 
 
-def _describe(config: RamConfig) -> str:
+def _describe(config: RunConfig) -> str:
     setting = config.environment()
     return f"{config.task} ({setting.composition}, {setting.num_glimpses} glimpses)"
 

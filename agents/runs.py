@@ -4,6 +4,7 @@ config.json          the run's configuration, command and package versions
 metrics.jsonl        one JSON object per epoch; the same numbers stand in TensorBoard's event files beside it
 last.safetensors     everything that resuming needs
 best.safetensors     the weights that did best on the validation split
+                     (last_model.zip and best_model.zip of a Stable-Baselines3 run, whose progress.csv is beside them)
 results.json         what was found: validation while training, each evaluation after it
 """
 
@@ -53,8 +54,14 @@ class RunFolder:
         self.path = Path(path)
         self.command = sys.argv if command is None else command
 
-    def create(self, agent: str, config: dict[str, Any], ranks: int = 1) -> None:
-        """Makes the folder and writes config.json; `ranks` is the number of processes that begin the run.
+    def create(self, agent: str, config: dict[str, Any], *, packages: tuple[str, ...] = (), ranks: int = 1) -> None:
+        """Makes the folder and writes config.json.
+
+        Args:
+            agent: name of the agent.
+            config: its configuration.
+            packages: the agent's own, whose versions are written beside those of `PACKAGES`.
+            ranks: the number of processes that begin the run.
 
         Raises:
             RunError: a run is there already.
@@ -63,7 +70,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
-        versions |= {package: metadata.version(package) for package in PACKAGES}
+        versions |= {package: metadata.version(package) for package in (*PACKAGES, *packages)}
         about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
         about["hardware"] = {**_hardware(), "ranks": ranks}
         self.write_json("config.json", about)
@@ -74,14 +81,26 @@ class RunFolder:
         Raises:
             RunError: there is no run, or it is another agent's.
         """
+        about = self._read_about()
+        if about.get("agent") != agent:
+            raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
+        return about["config"]
+
+    def read_agent(self) -> str:
+        """The name of the agent whose run it is.
+
+        Raises:
+            RunError: there is no run.
+        """
+        return str(self._read_about().get("agent"))
+
+    def _read_about(self) -> dict[str, Any]:
         if not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} holds no run: there is no config.json in it")
         about = self.read_json("config.json")
         if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
             raise RunError(f"{self.path}/config.json is damaged: it holds no configuration")
-        if about.get("agent") != agent:
-            raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
-        return about["config"]
+        return about
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""

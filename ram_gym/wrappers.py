@@ -1,9 +1,8 @@
-"""Other action forms, for algorithms that do not take a Dict action.
+"""Other action forms, for algorithms that do not take a Dict action, and a clock in the observation.
 
-There is one class for the single and one for the vector environment.
-
-Each is a decoding of its own actions into (location, label), the same function for both. Observations stay as they
-are; `gymnasium.wrappers.FlattenObservation` makes them flat.
+Of each action form there is one class for the single and one for the vector environment: a decoding of its own actions
+into (location, label), the same function for both. Observations stay as they are; `ProgressObservation` tells policies
+without a memory how far the episode is, and `gymnasium.wrappers.FlattenObservation` makes them flat.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ from ram_gym.coordinates import Array, as_numpy
 
 GRID_SIZE = 7
 """Default number of grid cells along each axis of the canvas."""
+
+PROGRESS = spaces.Box(0.0, 1.0, (1,), np.float32)
+"""The space of `progress`: glimpses taken so far as a share of all; 1 where the next action is the answer."""
 
 
 class _Coding(NamedTuple):
@@ -197,3 +199,42 @@ class VectorDiscreteAction(_VectorWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], grid_size: int = GRID_SIZE) -> None:
         super().__init__(env, _discrete, grid_size=_checked_grid_size(grid_size))
+
+
+class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Adds `progress` to the observation: glimpses taken so far as a share of all, so that 1 asks for the answer.
+
+    Observation: the environment's own, and `progress`, float32 (1,) in (0, 1].
+
+    Args:
+        env: a GlimpseEnv, in any wrapper that keeps its Dict observation.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise ValueError(f"env must have a Dict observation, got {env.observation_space}")
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "progress": PROGRESS})
+        self._num_steps = np.zeros(1, np.int64)
+
+    def reset(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begins an episode; see the environment."""
+        observation, info = self.env.reset(**arguments)
+        self._num_steps[0] = 0
+        return self._observe(observation), info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """Plays a step; see the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._num_steps[0] += 1
+        return self._observe(observation), reward, terminated, truncated, info
+
+    def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return append_progress(observation, self._num_steps, self.get_wrapper_attr("config").num_glimpses)
+
+
+def append_progress(observation: dict[str, Any], num_steps: np.ndarray, num_glimpses: int) -> dict[str, Any]:
+    """The observation with `progress`, float32 of the shape of `num_steps`: how many steps each episode has had."""
+    progress = np.minimum((num_steps + 1) / num_glimpses, 1.0).astype(np.float32)
+    return {**observation, "progress": progress}

@@ -69,6 +69,8 @@ def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monkey
         arguments = ["digits" if word in TASKS else word for word in arguments]
         if arguments[:2] == ["train", "ram"] and "--resume" not in arguments and "--help" not in arguments:
             arguments += ["--epochs", "1", "--hidden-size", "8"]
+        if arguments[:2] in (["train", "ppo-lstm"], ["train", "ppo"]):
+            arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
         if "--help" in arguments:
             continue
         main(arguments)

@@ -102,7 +102,7 @@ def stop_after(folder: RunFolder, ranks: Ranks = ALONE) -> None:
     """A run that ends in the middle of its second pass, as a Ctrl-C would end it."""
     config = digits()
     if ranks.rank == 0:
-        folder.create("ram", config.to_dict(), ranks.size)
+        folder.create("ram", config.to_dict(), ranks=ranks.size)
     trainer = Trainer(config, folder, ranks)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()

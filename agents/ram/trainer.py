@@ -350,7 +350,7 @@ def _begin(config: RamConfig, folder: RunFolder | None, resume: bool, ranks: Ran
     with ranks.together():
         if folder is not None and ranks.rank == 0:
             if not resume:
-                folder.create(AGENT, config.to_dict(), ranks.size)
+                folder.create(AGENT, config.to_dict(), ranks=ranks.size)
             folder.truncate_metrics(trainer.epoch)
             if trainer.epoch < config.epochs:
                 folder.remove_results()

@@ -1,0 +1,58 @@
+"""Loading a run folder, whichever agent it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from agents.runs import RunError, RunFolder
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
+
+
+class RunConfig(Protocol):
+    """What the configurations of all agents have."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        ...
+
+    def environment(self) -> GlimpseConfig:
+        """The environment that the run trained on, training split."""
+        ...
+
+
+class TrainedRun(NamedTuple):
+    """What a run folder holds, ready to play."""
+
+    config: RunConfig
+    epoch: int
+    """The epoch that its best network is of."""
+    make_policy: Callable[[GlimpseVectorEnv, str | None, str], Policy]
+    """(environment, scripted locator or None for the run's own, name for reports) -> policy."""
+
+
+def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:
+    """The best network of a run, and the run's configuration with another device and data folder where given.
+
+    Raises:
+        RunError: there is no such run, no best checkpoint yet, or it is damaged.
+        ImportError: it is a Stable-Baselines3 run, and that is not installed.
+    """
+    agent = folder.read_agent()
+    if agent in ("ppo", "ppo-lstm"):
+        from agents.sb3 import playing
+
+        policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
+        return TrainedRun(sb3_config, epoch, partial(playing.make_policy, policy, sb3_config))
+    if agent != "ram":
+        raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
+    from agents.ram import rollout
+
+    model, config, epoch = rollout.load_model(folder, device, data_root)
+
+    def make_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
+        return rollout.make_policy(model, env, locator or config.locator, config.seed, name)
+
+    return TrainedRun(config, epoch, make_policy)

@@ -1,0 +1,1 @@
+"""Stable-Baselines3 agents: recurrent PPO and its memoryless control."""

@@ -1,0 +1,230 @@
+"""Environments, models and policies of a Stable-Baselines3 run; and loading a run, without unpickling anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from torch import Tensor
+
+from agents.runs import RunError, RunFolder
+from agents.sb3 import policies
+from agents.sb3.algorithms import LabelledPPO, LabelledRecurrentPPO
+from agents.sb3.config import Sb3Config
+from agents.sb3.policies import GlimpseLstmPolicy, GlimpsePolicy, label_logits
+from agents.scripted import ScriptedLocator, make_locator
+from ram_gym import GlimpseConfig, GlimpseVectorEnv
+from ram_gym.adapters.sb3 import GlimpseVecEnv
+from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
+
+RUN_ENTRY = "run.json"
+"""What a checkpoint zip holds beside Stable-Baselines3's own files: how far the run was."""
+
+
+class EveryAnswerVecEnv(GlimpseVecEnv):
+    """Reward shaping "every-answer": `weight` more for each step before the last whose label is right.
+
+    The labels of such steps change nothing else, and `episode` in infos is of the environment's own reward.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], weight: float) -> None:
+        super().__init__(envs, add_progress=True)
+        self.weight = weight
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes the actions that `step_wait` plays."""
+        guesses = actions[:, 2:].argmax(1) if actions.dtype.kind == "f" else actions[:, 2]
+        self.is_right = guesses == self.envs.unwrapped.labels.cpu().numpy()  # type: ignore[attr-defined]
+        super().step_async(actions)
+
+    def step_wait(self) -> Any:
+        """As the parent's, with the shaped reward."""
+        observation, reward, done, infos = super().step_wait()
+        return observation, reward + np.float32(self.weight) * (self.is_right & ~done), done, infos
+
+
+def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscreteAction | VectorBoxAction:
+    """The environment with the run's form of actions."""
+    if config.action == "box":
+        return VectorBoxAction(envs)
+    return VectorMultiDiscreteAction(envs, grid_size=config.grid_size)
+
+
+def make_env(config: Sb3Config, setting: GlimpseConfig, num_envs: int, *, shaped: bool = False) -> GlimpseVecEnv:
+    """The environment of a run, as Stable-Baselines3 takes it."""
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {config.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    envs = wrap_actions(GlimpseVectorEnv(num_envs, setting, device=config.device, autoreset_mode="SameStep"), config)
+    if shaped and config.shaping == "every-answer":
+        return EveryAnswerVecEnv(envs, config.shaping_weight)
+    return GlimpseVecEnv(envs, add_progress=True)
+
+
+def make_model(config: Sb3Config, env: GlimpseVecEnv) -> LabelledPPO | LabelledRecurrentPPO:
+    """A fresh model, with weights drawn from the run's seed."""
+    options = config.hyperparameters()
+    for key in ("env_wrapper", "n_timesteps", "n_envs"):
+        del options[key]
+    options["policy"], options["policy_kwargs"] = _policy(config)
+    options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
+    make = LabelledRecurrentPPO if config.algorithm == "ppo-lstm" else LabelledPPO
+    set_random_seed(config.seed)
+    return make(env=env, seed=config.seed, device=config.device, **options)
+
+
+def _policy(config: Sb3Config) -> tuple[type[GlimpsePolicy | GlimpseLstmPolicy], dict[str, Any]]:
+    """The class of a run's policy and its keyword arguments."""
+    options = config.hyperparameters()
+    return getattr(policies, options["policy"].rpartition(".")[2]), {
+        **options["policy_kwargs"],
+        "auxiliary_weight": config.auxiliary_weight,
+        "reads_every_label": config.shaping == "every-answer",
+    }
+
+
+class PolicyState(NamedTuple):
+    """What the policy remembers: the LSTM's state, if it has one, and the number of glimpses taken."""
+
+    lstm: tuple[Tensor, Tensor] | None
+    num_taken: int
+
+
+class Sb3Policy:
+    """A trained Stable-Baselines3 policy as a `ram_gym.Policy`: takes the likeliest location and label.
+
+    Args:
+        policy: the network, on the environment's device.
+        env: what it will play.
+        config: the run it is of.
+        name: for reports.
+        locator: chooses the locations instead of the policy.
+    """
+
+    def __init__(
+        self,
+        policy: GlimpsePolicy | GlimpseLstmPolicy,
+        env: GlimpseVectorEnv,
+        config: Sb3Config,
+        name: str = "ppo",
+        locator: ScriptedLocator | None = None,
+    ) -> None:
+        self.policy, self.name, self.locator = policy, name, locator
+        self.num_glimpses = env.config.num_glimpses
+        self.decode = wrap_actions(env, config).actions
+
+    def act(self, observation: dict[str, Any], state: PolicyState | None) -> tuple[dict[str, Any], PolicyState]:
+        """The next action, with the label's log-probabilities; see `ram_gym.Policy`."""
+        lstm, num_taken = state or PolicyState(None, 0)
+        num_taken += 1
+        location = observation["location"]
+        progress = torch.full_like(location[:, :1], num_taken / self.num_glimpses)
+        seen = {"glimpse": observation["glimpse"], "location": location, "progress": progress}
+        distribution: Distribution
+        if isinstance(self.policy, GlimpseLstmPolicy):
+            if lstm is None:
+                layers, _, size = self.policy.lstm_hidden_state_shape
+                lstm = (location.new_zeros(layers, len(location), size),) * 2
+            starts = location.new_zeros(len(location))
+            distribution, lstm = self.policy.get_distribution(seen, lstm, starts)  # type: ignore[arg-type,assignment]
+        else:
+            distribution = self.policy.get_distribution(seen)
+        action = self.decode(distribution.mode())
+        if self.locator is not None:
+            action["location"] = self.locator(observation, num_taken)
+        action["log_probabilities"] = label_logits(distribution).log_softmax(-1)
+        return action, PolicyState(lstm, num_taken)
+
+
+def make_policy(
+    policy: GlimpsePolicy | GlimpseLstmPolicy,
+    config: Sb3Config,
+    env: GlimpseVectorEnv,
+    locator: str | None = None,
+    name: str = "ppo",
+) -> Sb3Policy:
+    """The policy that answers with a network and looks where it says, or a scripted locator."""
+    if locator is None:
+        return Sb3Policy(policy, env, config, name)
+    generator = torch.Generator(env.device).manual_seed(config.seed)
+    return Sb3Policy(policy, env, config, name, make_locator(locator, env, generator))
+
+
+def read_config(folder: RunFolder) -> Sb3Config:
+    """The configuration of a run.
+
+    Raises:
+        RunError: there is no run of PPO, or its config.json is of another version.
+    """
+    agent = folder.read_agent()
+    fields = folder.read_config("ppo" if agent == "ppo" else "ppo-lstm")
+    try:
+        return Sb3Config(**fields)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
+
+
+def save_checkpoint(model: Any, folder: RunFolder, name: str, about: dict[str, Any]) -> None:
+    """Writes a model as Stable-Baselines3 does, with one entry more, whole or not at all."""
+    temporary = folder.path / f".{name}.tmp.zip"
+    model.save(temporary)
+    with zipfile.ZipFile(temporary, "a") as archive:
+        archive.writestr(RUN_ENTRY, json.dumps(about, allow_nan=False))
+    temporary.replace(folder.path / name)
+
+
+def read_checkpoint(folder: RunFolder, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights of a checkpoint, on the CPU, and how far the run was. Runs no code that it may hold.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    path = folder.path / name
+    if not path.is_file():
+        raise RunError(f"{folder.path} has no checkpoint {name} yet")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(RUN_ENTRY))
+        _, parameters, _ = load_from_zip_file(path, load_data=False, device="cpu")
+    except Exception as error:
+        raise RunError(f"{path} is damaged and cannot be read: {error}") from error
+    return parameters, about
+
+
+class TrainedPolicy(NamedTuple):
+    """What a run folder holds."""
+
+    policy: GlimpsePolicy | GlimpseLstmPolicy
+    """The best network, in evaluation mode."""
+    config: Sb3Config
+    epoch: int
+    """The epoch it is of."""
+
+
+def load_policy(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedPolicy:
+    """The best network of a run, and the run's configuration with another device and data folder where given.
+
+    Raises:
+        RunError: there is no such run, no best checkpoint yet, or it is damaged.
+    """
+    config = read_config(folder)
+    config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
+    parameters, about = read_checkpoint(folder, "best_model.zip")
+    env = make_env(config, config.environment().replace(split="validation"), 1)
+    make, options = _policy(config)
+    policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
+    try:
+        policy.load_state_dict(parameters["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"{folder.path}/best_model.zip does not fit its config.json: {error}") from error
+    policy.set_training_mode(False)
+    return TrainedPolicy(policy, config, about["epoch"])

@@ -1,0 +1,241 @@
+"""Training runs of PPO and RecurrentPPO: Stable-Baselines3 learns, a run folder keeps what comes of it.
+
+A run is a row of epochs, each a function of the weights it begins with and of its number: at its beginning the random
+generators and the environments are seeded from (seed, epoch). So a run that goes on from the last epoch that was
+completed comes to the numbers of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    HumanOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
+from stable_baselines3.common.utils import set_random_seed
+
+from agents.interrupts import noted_interrupts
+from agents.progress import Report
+from agents.runs import RunFolder
+from agents.sb3.config import Sb3Config
+from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
+
+PACKAGES = ("stable-baselines3", "sb3-contrib")
+BEST, LAST = "best_model.zip", "last_model.zip"
+
+
+class TrainResult(NamedTuple):
+    """What a training run ended with."""
+
+    is_complete: bool
+    """False where it was interrupted; `resume` goes on from its last complete epoch."""
+    best_epoch: int
+    validation_error_percent: float
+    """Of the best epoch: every validation image once, likeliest actions."""
+
+
+class RunCallback(EvalCallback):
+    """Ends and begins epochs: validates, keeps the best and the last model, writes metrics, seeds what is random.
+
+    Args:
+        config: the run.
+        folder: where it is written; None keeps nothing.
+        is_interrupted: tells whether to stop; asked at each step.
+        report: told how far the run is.
+        verbose: 1 lets EvalCallback print what it finds.
+    """
+
+    def __init__(
+        self,
+        config: Sb3Config,
+        folder: RunFolder | None,
+        is_interrupted: Any = lambda: False,
+        report: Report | None = None,
+        verbose: int = 0,
+    ) -> None:
+        setting = config.environment().replace(split="validation")
+        num_images = make_env(config, setting, 1).get_attr("num_images")[0]
+        validation_env = make_env(config, setting, num_images)
+        super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=verbose)
+        self.config, self.folder, self.is_interrupted, self.report = config, folder, is_interrupted, report
+        self.epoch = 0  # complete ones
+        self.seconds = 0.0  # of training, in complete epochs, validation not counted
+        self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
+        self.last_metrics: dict[str, Any] | None = None
+        self._is_training = False
+        self._episodes = self._successes = 0  # in this epoch
+        self._epoch_start = self._reported = self._began = time.perf_counter()
+        self._steps_before = 0
+
+    @property
+    def epoch_steps(self) -> int:
+        """Environment steps in a whole epoch."""
+        return self.config.rollout_steps * self.config.rollouts_per_epoch
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of the run."""
+        best = {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
+        steps = {"steps": self.num_timesteps, "updates": self.model._n_updates}
+        return {"epoch": self.epoch, "seconds": self.seconds, **steps, **best}
+
+    def restore(self, about: dict[str, Any]) -> None:
+        """Goes back to where a checkpoint was written."""
+        self.epoch, self.seconds = about["epoch"], about["seconds"]
+        if about["best_epoch"]:
+            self.best = (about["best_error"], about["best_epoch"])
+            self.best_mean_reward = 1 - about["best_error"] / 100
+
+    def _on_training_start(self) -> None:
+        self._began, self._steps_before = time.perf_counter(), self.num_timesteps
+
+    def _on_step(self) -> bool:
+        for lane in np.flatnonzero(self.locals["dones"]):
+            self._episodes += 1
+            self._successes += bool(self.locals["infos"][lane]["is_success"])
+        now = time.perf_counter()
+        if self.report is not None and now - self._reported > 0.25:
+            self._reported = now
+            self._tell(now)
+        return not self.is_interrupted()
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps == (self.epoch + self._is_training) * self.epoch_steps:
+            if self._is_training:
+                self._end_epoch()
+            self._begin_epoch()
+
+    def _on_training_end(self) -> None:
+        if self._is_training and not self.is_interrupted():
+            self._end_epoch()
+
+    def _begin_epoch(self) -> None:
+        words = np.random.SeedSequence((self.config.seed, self.epoch)).generate_state(3)
+        set_random_seed(int(words[0]), using_cuda=self.model.device.type == "cuda")
+        self.training_env.seed((int(words[1]) << 29) + int(words[2]))
+        # What Stable-Baselines3 itself sets when learning begins.
+        self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
+        self.model._last_episode_starts = np.ones(self.training_env.num_envs, bool)
+        self._episodes = self._successes = 0
+        self._is_training, self._epoch_start = True, time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        """Validates by EvalCallback on every validation image once, and writes all that is kept."""
+        self.seconds += time.perf_counter() - self._epoch_start
+        self._is_training, self.epoch = False, self.epoch + 1
+        learned = {key: value for key, value in self.logger.name_to_value.items() if key.startswith("train/")}
+        self.eval_env.set_options([{"index": index} for index in range(self.eval_env.num_envs)])
+        super()._on_step()
+        error = 100 * (1 - float(np.mean(self._is_success_buffer)))
+        if error < self.best[0]:
+            self.best = (error, self.epoch)
+            self._save(BEST)
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch,
+            "steps": self.num_timesteps,
+            "train_accuracy_percent": 100 * self._successes / max(self._episodes, 1),
+            "validation_error_percent": error,
+            "train_seconds": round(self.seconds, 1),
+            **{key.removeprefix("train/"): float(value) for key, value in learned.items() if math.isfinite(value)},
+        }
+        self.last_metrics = metrics
+        if self.folder is not None:
+            self.folder.append_metrics(metrics)
+            self._save(LAST)
+        self._tell(time.perf_counter())
+
+    def _save(self, name: str) -> None:
+        if self.folder is not None:
+            save_checkpoint(self.model, self.folder, name, self.about())
+
+    def _tell(self, now: float) -> None:
+        if self.report is None:
+            return
+        total = math.ceil(self.config.total_timesteps / self.config.rollout_steps) * self.config.rollout_steps
+        speed = (self.num_timesteps - self._steps_before) / max(now - self._began, 1e-9)
+        text = [f"epoch {min(self.epoch + 1, self.config.epochs)}/{self.config.epochs}"]
+        if self.last_metrics is not None:
+            text.append(f"accuracy {self.last_metrics['train_accuracy_percent']:.1f}%")
+            text.append(f"val error {self.last_metrics['validation_error_percent']:.2f}%")
+        text.append(f"{speed:,.0f} steps/s")
+        left = (total - self.num_timesteps) / max(speed, 1e-9)
+        self.report(self.num_timesteps / total, ", ".join(text), left)
+
+
+def train(
+    config: Sb3Config,
+    folder: RunFolder | None = None,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+    verbose: bool = False,
+    progress_bar: bool = False,
+) -> TrainResult:
+    """Trains PPO or RecurrentPPO.
+
+    Never reads the test split. Ctrl-C (SIGINT, in the main thread) ends it; its last complete epoch is kept.
+
+    Args:
+        config: the run.
+        folder: where to write it; None writes nothing.
+        resume: go on from the folder's last complete epoch (or from the beginning, if none was completed).
+        report: called a few times a second.
+        verbose: print Stable-Baselines3's tables.
+        progress_bar: show Stable-Baselines3's own bar.
+
+    Raises:
+        RunError: the folder holds a run already, or, resuming, none that fits.
+    """
+    env = make_env(config, config.environment(), config.n_envs, shaped=True)
+    model = make_model(config, env)
+    with noted_interrupts() as is_interrupted:
+        callback = RunCallback(config, folder, is_interrupted, report, verbose=int(verbose))
+        if folder is not None:
+            if not resume:
+                folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
+            elif (folder.path / LAST).exists():
+                parameters, about = read_checkpoint(folder, LAST)
+                model.set_parameters(parameters, exact_match=True, device=config.device)
+                model.num_timesteps, model._n_updates = about["steps"], about["updates"]
+                callback.restore(about)
+            folder.truncate_metrics(callback.epoch)
+            callback.last_metrics = next(reversed(folder.read_metrics()), None)
+            if callback.epoch < config.epochs:
+                folder.remove_results()
+        model.set_logger(_logger(folder, callback.epoch, verbose))
+        if callback.epoch < config.epochs:
+            model.learn(
+                config.total_timesteps - model.num_timesteps,
+                callback,
+                log_interval=config.rollouts_per_epoch,
+                reset_num_timesteps=False,
+                progress_bar=progress_bar,
+            )
+    model.logger.close()
+    is_complete = callback.epoch == config.epochs
+    error, best_epoch = callback.best
+    if folder is not None and is_complete:
+        found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
+        steps = (callback.last_metrics or {}).get("steps")
+        folder.add_result("validation", {**found, "train_seconds": round(callback.seconds, 1), "steps": steps})
+    return TrainResult(is_complete, best_epoch, error)
+
+
+def _logger(folder: RunFolder | None, epoch: int, verbose: bool) -> Logger:
+    """Stable-Baselines3's logger: progress.csv and TensorBoard events in the folder, tables on standard output.
+
+    A run that goes on writes its rows to another file, progress-from-EPOCH.csv, since the old one would be emptied.
+    """
+    outputs: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if verbose else []
+    if folder is not None:
+        name = f"progress-from-{epoch}.csv" if epoch else "progress.csv"
+        outputs += [CSVOutputFormat(str(folder.path / name)), TensorBoardOutputFormat(str(folder.path))]
+    return Logger(str(folder.path) if folder is not None else None, outputs)
