@@ -45,6 +45,8 @@ _STYLE = {
     "grid.alpha": 0.15,
 }
 _LONGEST_NAME = 44
+_MAX_CELLS = 30
+"""A canvas is cut into at most this many squares along each axis to count looks."""
 _MAX_WRITTEN_CLASSES = 12
 """Confusion matrices of more classes have no numbers in their cells."""
 
@@ -107,17 +109,26 @@ def plot_density(evaluation: Evaluation) -> str:
     size = evaluation.setting.canvas_size
     chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
     x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
-    bins = min(size, 28)
+    bins = _num_cells(evaluation)
     counts, _, _ = np.histogram2d(y, x, bins=bins, range=((0, size), (0, size)))
     with _figure(3.1, 2.6) as (figure, axes, finish):
         shares = 100 * counts / counts.sum()
         extent = (0, size, size, 0)
         image = axes.imshow(shares, extent=extent, norm=PowerNorm(0.5, 0, shares.max()), interpolation="nearest")
-        bar = figure.colorbar(image, ax=axes, label=f"% of looks, per square of {size / bins:.3g} pixels")
+        bar = figure.colorbar(image, ax=axes, label="% of looks")
         bar.outline.set_visible(False)
         axes.set_xlabel("x in pixels")
         axes.set_ylabel("y in pixels")
         return finish()
+
+
+def cell_side(evaluation: Evaluation) -> float:
+    """Side in canvas pixels of the squares that `plot_density` counts in."""
+    return evaluation.setting.canvas_size / _num_cells(evaluation)
+
+
+def _num_cells(evaluation: Evaluation) -> int:
+    return min(evaluation.setting.canvas_size, _MAX_CELLS)
 
 
 def plot_confusion(evaluation: Evaluation) -> str:
@@ -143,7 +154,7 @@ def plot_confusion(evaluation: Evaluation) -> str:
 
 
 @contextmanager
-def _figure(width: float = 6.4, height: float = 3.4) -> Iterator[tuple[Figure, Any, Callable[[], str]]]:
+def _figure(width: float = 4.8, height: float = 3.0) -> Iterator[tuple[Figure, Any, Callable[[], str]]]:
     """A figure with one pair of axes, and the function that makes it SVG."""
     with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height))
@@ -181,7 +192,7 @@ def _by_glimpse(axes: Any) -> None:
 def _legend(axes: Any) -> None:
     """A legend above the axes, in as many columns as its names leave room for."""
     handles, names = axes.get_legend_handles_labels()
-    columns = max(1, min(3, 100 // (max(map(len, names)) + 8)))
+    columns = max(1, min(3, 72 // (max(map(len, names)) + 8)))
     axes.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.5)
 
 

@@ -73,6 +73,7 @@ def write_report(
                 "by_glimpse": by_glimpse,
                 "accuracy": plots.plot_accuracy(named),
                 "distance": plots.plot_distance(named),
+                "cell": plots.cell_side(there[0]),
                 "class_error": plots.plot_class_error(named),
                 "each": [(name, plots.plot_density(e), plots.plot_confusion(e)) for name, e in named],
                 "scenes": _scenes(named, env, f"scene-{number}", max_scenes),
