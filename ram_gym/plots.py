@@ -7,6 +7,7 @@ Policies differ in marker and line as well as in colour.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ _MAX_CELLS = 30
 """A canvas is cut into at most this many squares along each axis to count looks."""
 _MAX_WRITTEN_CLASSES = 12
 """Confusion matrices of more classes have no numbers in their cells."""
+
+_NUMBERS = itertools.count()
 
 Named = Sequence[tuple[str, Evaluation]]
 """What the drawing calls a policy, and its evaluation."""
@@ -106,13 +109,8 @@ def plot_class_error(evaluations: Named) -> str:
 
 def plot_density(evaluation: Evaluation) -> str:
     """Where on the canvas a policy looked, but for the first glimpse, whose place the environment chose."""
-    size = evaluation.setting.canvas_size
-    chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
-    x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
-    bins = _num_cells(evaluation)
-    counts, _, _ = np.histogram2d(y, x, bins=bins, range=((0, size), (0, size)))
+    size, shares = evaluation.setting.canvas_size, looks_percent(evaluation)
     with _figure(3.1, 2.6) as (figure, axes, finish):
-        shares = 100 * counts / counts.sum()
         extent = (0, size, size, 0)
         image = axes.imshow(shares, extent=extent, norm=PowerNorm(0.5, 0, shares.max()), interpolation="nearest")
         bar = figure.colorbar(image, ax=axes, label="% of looks")
@@ -120,6 +118,18 @@ def plot_density(evaluation: Evaluation) -> str:
         axes.set_xlabel("x in pixels")
         axes.set_ylabel("y in pixels")
         return finish()
+
+
+def looks_percent(evaluation: Evaluation) -> np.ndarray:
+    """Share of the looks on each square of the canvas, in percent: float64 (rows, columns).
+
+    The first glimpse, whose place the environment chose, counts only where there is no other.
+    """
+    size, cells = evaluation.setting.canvas_size, _num_cells(evaluation)
+    chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
+    x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
+    counts, _, _ = np.histogram2d(y, x, bins=cells, range=((0, size), (0, size)))
+    return 100 * counts / counts.sum()
 
 
 def cell_side(evaluation: Evaluation) -> float:
@@ -169,6 +179,10 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Inside HTML, the names of the XML dialects are understood.
     text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)
+    # Names are for the whole page: only those that are used stay, and each plot has its own.
+    prefix, used = f"plot{next(_NUMBERS)}-", set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
     return text.replace(_INK, "currentColor")
 
 

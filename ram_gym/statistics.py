@@ -30,9 +30,6 @@ def tango_interval(more: int, less: int, total: int) -> tuple[float, float]:
         less: pairs that count for the second alone.
         total: all pairs, at least 1.
     """
-    if more == less == 0:
-        bound = _Z**2 / (total + _Z**2)
-        return -bound, bound
     middle = (more - less) / total
 
     def excess(difference: float) -> float:
@@ -44,8 +41,12 @@ def tango_interval(more: int, less: int, total: int) -> tuple[float, float]:
         variance = total * (2 * share + difference * (1 - difference))
         return (more - less - total * difference) ** 2 - _Z**2 * variance
 
-    low, high = (end if excess(end) <= 0 else float(brentq(excess, end, middle, xtol=1e-12)) for end in (-1.0, 1.0))
-    return low, high
+    def bound(end: float) -> float:
+        # The test just does not reject the middle itself where all pairs are alike, so the search begins beside it.
+        beside = middle + 1e-9 * (end - middle)
+        return end if excess(end) <= 0 else float(brentq(excess, end, beside, xtol=1e-12))
+
+    return bound(-1.0), bound(1.0)
 
 
 @dataclasses.dataclass(frozen=True)

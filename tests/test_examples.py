@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_examples_are_short_and_all_are_run_here() -> None:
     paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert paths == {"quickstart", "random_agent"}
+    assert paths == {"compare_policies", "plug_in_your_policy", "quickstart", "random_agent"}
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 80
 
@@ -43,6 +43,28 @@ def test_random_agent_is_right_by_chance() -> None:
 
     assert play_one() in (True, False)
     assert 0.05 < play_many(256, 24) < 0.15
+
+
+def test_compare_policies_writes_a_report(tmp_path: Path) -> None:
+    from examples.compare_policies import PLACES, compare_places
+
+    table = compare_places(tmp_path / "report.html")
+    accuracy = {row["policy"]: row["accuracy_percent"] for row in table.rows()}
+    assert set(accuracy) == set(PLACES)
+    assert accuracy["corners"] > accuracy["centre"] > 60
+    text = (tmp_path / "report.html").read_text()
+    assert all(name in text for name in PLACES)
+
+
+def test_plug_in_your_policy() -> None:
+    pytest.importorskip("sb3_contrib")
+    from examples.plug_in_your_policy import compare_mine, make_sb3_model
+
+    rows = compare_mine(make_sb3_model()).rows()
+    names = ["stay_and_answer_seven", "my recurrent module", "my SB3 model"]
+    assert [row["policy"] for row in rows] == names
+    assert all(2 < row["accuracy_percent"] < 30 for row in rows), "none is trained"
+    assert len(compare_mine().rows()) == 2
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))
