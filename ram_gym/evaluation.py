@@ -212,8 +212,7 @@ def evaluate(
         integers, numbers = (part[:count].cpu() for part in _play(policy, env, index, NUM_ROLLOUTS[protocol]))
         seconds += time.perf_counter() - began
         if not integers[:, 0].all():
-            with suppress(ValueError):
-                env.reset()  # which reports the bad action once more
+            _forget_bad_actions(env)
             raise ValueError(
                 f"policy {policy.name!r}: a location or a log-probability is NaN or infinite, or a label "
                 f"is not in [0, {env.num_classes})"
@@ -284,6 +283,14 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
         prediction = total.argmax(-1)
     found = (is_fit.to(torch.int64), info["label"], prediction, *integers)
     return torch.stack(found, 1), torch.cat(numbers, 1)
+
+
+def _forget_bad_actions(env: GlimpseVectorEnv) -> None:
+    """Lets the environment report what a GPU told late, so that the next to play is not blamed for it."""
+    for _ in range(2):
+        with suppress(ValueError):
+            env.reset()
+        env.labels.cpu()  # the report has travelled to the host once this has
 
 
 def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
