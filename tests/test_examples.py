@@ -33,7 +33,7 @@ def test_quickstart(tmp_path: Path, capsys: Any) -> None:
 
     quickstart(tmp_path, epochs=1)
     shown = capsys.readouterr().out
-    assert "error %" in shown
+    assert "accuracy %" in shown
     assert (tmp_path / "episodes.gif").stat().st_size > 1000
     assert {path.name for path in tmp_path.iterdir()} == {"learned", "random", "centre", "episodes.gif"}
 
@@ -68,7 +68,8 @@ def test_plug_in_your_policy() -> None:
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))
-def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path) -> None:
+def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     # Shown for MNIST, run on the digits, which need no download.
     (tmp_path / "snippet.py").write_text(snippet.replace("RamGym/MNIST-v0", "RamGym/Digits-v0"))
     runpy.run_path(str(tmp_path / "snippet.py"))
