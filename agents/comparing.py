@@ -86,7 +86,9 @@ def compare_policies(
             played.append((name, evaluate_with_progress(policy, env, task_name, protocol)))
     evaluations = [evaluation for _, evaluation in played]
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
-    table = ComparisonTable(evaluations, base, _short_labels(evaluations))
+    is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
+    note = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
+    table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "")
     if json:
         print(table.to_json())
     else:
@@ -142,7 +144,7 @@ def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 
 def _show(table: ComparisonTable) -> None:
     console = Console()
-    for task, there in table.by_task.items():
+    for task in table.by_task:
         for section in table.sections(task):
             shown = Table(title=section.title, caption=section.note)
             for number, heading in enumerate(section.headings):
@@ -150,6 +152,3 @@ def _show(table: ComparisonTable) -> None:
             for row in section.rows:
                 shown.add_row(*map(Text, row))
             console.print(shown)
-        if any(name.endswith(BORROWED) for name in there):
-            note = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
-            console.print(note, highlight=False, markup=False)

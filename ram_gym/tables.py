@@ -66,6 +66,7 @@ class ComparisonTable:
         reference: name of the policy that differences are to; default: on each task the first one. On a task that it
             did not play there are no differences.
         labels: how tables call policies, by their names; default: by their names.
+        note: what else a reader of the tables must know.
 
     Raises:
         ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes and
@@ -77,6 +78,7 @@ class ComparisonTable:
         evaluations: Sequence[Evaluation],
         reference: str | None = None,
         labels: Mapping[str, str] | None = None,
+        note: str = "",
     ) -> None:
         if not evaluations:
             raise ValueError("evaluations must hold at least one, got none")
@@ -90,7 +92,7 @@ class ComparisonTable:
             if evaluation.policy in there:
                 raise ValueError(f"policies must have names of their own, got {evaluation.policy!r} twice")
             there[evaluation.policy] = evaluation
-        self._reference = reference
+        self._reference, self._note = reference, f"; {note}" if note else ""
         self._comparisons: dict[tuple[str, str], Comparison] = {}
         for task, there in self.by_task.items():
             first = next(iter(there.values()))
@@ -146,7 +148,8 @@ class ComparisonTable:
         title = f"{task or 'results'}, {first.split} split, {first.protocol} protocol, {first.episodes} scenes"
         results = Section(
             title,
-            f"accuracy with Wilson's interval; {against} in points, with Tango's interval; p: McNemar's exact test",
+            f"accuracy with Wilson's interval; {against} in points, with Tango's interval; p: McNemar's exact test"
+            f"{self._note}",
             ["policy", "accuracy % (95% interval)", "difference (95% interval)", "p", "scenes/s"],
             [self._result_cells(task, evaluation) for evaluation in there],
         )

@@ -104,6 +104,8 @@ def test_compare_writes_files_and_takes_several_tasks_and_a_reference(run: Path,
     for name in (run.name, "random*", "scan*"):
         assert name in page
         assert f"| {name} | " in markdown
+    for text in (page, markdown):
+        assert "* looks as named" in text
     assert f"compare {run} random scan --task digits" in page
     assert files["csv"].read_text().count("\n") == 4
     message = refusal(capsys, "compare", str(run), "scan", "--reference", "centre")
