@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from pathlib import Path
 
 import pytest
 
-from agents.ram.config import RamConfig
+from agents.ram.config import RamConfig, preset
 from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
 
@@ -58,3 +60,19 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
     numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
     cells = line.removeprefix(start)
     assert cells.startswith(f" {numbers}") if config.algorithm == "ppo-lstm" else cells.endswith(f" {numbers} |")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_are_quoted_as_they_were_measured(precision: str) -> None:
+    errors = []
+    for path in sorted((ROOT / "results" / "precision").iterdir()):
+        config = RamConfig(**RunFolder(path).read_config("ram"))
+        plain = RamConfig(**{**config.to_dict(), "precision": "float32", "seed": 0})
+        assert plain == dataclasses.replace(preset("mnist-28"), epochs=40, batch_size=512, learning_rate=0.0028)
+        if config.precision == precision:
+            assert config.seed == len(errors)
+            errors.append(min(row["validation_error_percent"] for row in RunFolder(path).read_metrics()))
+    assert len(errors) == 3
+    found = ", ".join(f"{error:.2f}" for error in errors)
+    row = f"| {precision} | {found} | {statistics.mean(errors):.2f} | {statistics.stdev(errors):.2f} |"
+    assert row in (ROOT / "RESULTS.md").read_text()
