@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_examples_are_short_and_all_are_run_here() -> None:
     paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert paths == {"quickstart", "random_agent"}
+    assert paths == {"quickstart", "random_agent", "sb3_recurrent_ppo"}
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 80
 
@@ -43,6 +43,13 @@ def test_random_agent_is_right_by_chance() -> None:
 
     assert play_one() in (True, False)
     assert 0.05 < play_many(256, 24) < 0.15
+
+
+def test_sb3_recurrent_ppo_is_the_same_after_loading(tmp_path: Path) -> None:
+    from examples.sb3_recurrent_ppo import main as play
+
+    learned, loaded = play(tmp_path, 768)
+    assert learned == loaded < 97
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))
@@ -69,6 +76,8 @@ def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monkey
         arguments = ["digits" if word in TASKS else word for word in arguments]
         if arguments[:2] == ["train", "ram"] and "--resume" not in arguments and "--help" not in arguments:
             arguments += ["--epochs", "1", "--hidden-size", "8"]
+        if arguments[:2] in (["train", "cnn"], ["train", "mlp"]) and "--help" not in arguments:
+            arguments += ["--epochs", "1"]
         if arguments[:2] in (["train", "ppo-lstm"], ["train", "ppo"]):
             arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
         if "--help" in arguments:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from agents.full_image.config import FullImageConfig
 from ram_gym import GlimpseVectorEnv
 
 
-def make_model(config: FullImageConfig, env: GlimpseVectorEnv) -> nn.Sequential:
+def make_model(config: FullImageConfig, env: GlimpseVectorEnv) -> nn.Module:
     """A fresh network for an environment's canvases, with weights drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.network == "mlp":
             values = env.num_channels * env.config.canvas_size**2
-            model = make_mlp((values, *config.hidden_sizes), env.num_classes)
+            model: nn.Module = make_mlp((values, *config.hidden_sizes), env.num_classes)
         else:
-            model = make_cnn((env.num_channels, *config.channels), env.num_classes)
+            model = Cnn((env.num_channels, *config.channels), env.num_classes)
     return model.to(env.device)
 
 
@@ -34,13 +35,24 @@ def make_mlp(sizes: tuple[int, ...], num_classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
 
-def make_cnn(channels: tuple[int, ...], num_classes: int) -> nn.Sequential:
+class Cnn(nn.Module):
     """Blocks of 3x3 convolution, batch normalization and ReLU with max-pooling between them, then the average over all
-    places and a linear layer, so that it takes canvases of any side of at least 2 ** (blocks - 1).
+    places and a linear layer. Takes canvases of any side of at least 2 ** (blocks - 1).
     """
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(channels):
-        if layers:
-            layers.append(nn.MaxPool2d(2))
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise(channels))
+        self.convolutions = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in pairs)
+        self.normalizations = nn.ModuleList(nn.BatchNorm2d(after) for _, after in pairs)
+        self.classifier = nn.Linear(channels[-1], num_classes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Pixels (N, C, S, S) -> logits (N, L)."""
+        for number, (convolve, normalize) in enumerate(zip(self.convolutions, self.normalizations, strict=True)):
+            if number:
+                hidden = max_pool2d(hidden, 2)
+            # Channels side by side in memory: nearly twice as fast on a CPU.
+            hidden = convolve(hidden).contiguous(memory_format=torch.channels_last)
+            hidden = normalize(hidden).relu()
+        return self.classifier(hidden.mean((-1, -2)))
