@@ -197,7 +197,21 @@ def train_ppo(arguments: list[str]) -> None:
     train_sb3("ppo", arguments)
 
 
-TRAINERS = {"ram": train_ram, "ppo-lstm": train_ppo_lstm, "ppo": train_ppo}
+def train_cnn(arguments: list[str]) -> None:
+    """Train a convolutional network that sees the whole canvas."""
+    from agents.full_image.command import train_full_image
+
+    train_full_image("cnn", arguments)
+
+
+def train_mlp(arguments: list[str]) -> None:
+    """Train a fully connected network that sees the whole canvas."""
+    from agents.full_image.command import train_full_image
+
+    train_full_image("mlp", arguments)
+
+
+TRAINERS = {"ram": train_ram, "ppo-lstm": train_ppo_lstm, "ppo": train_ppo, "cnn": train_cnn, "mlp": train_mlp}
 
 
 def main(arguments: list[str]) -> None:

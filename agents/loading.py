@@ -46,6 +46,20 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
 
         policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
         return TrainedRun(sb3_config, epoch, partial(playing.make_policy, policy, sb3_config))
+    if agent in ("cnn", "mlp"):
+        from agents.full_image import playing as full_image
+
+        network, full_config, epoch = full_image.load_model(folder, device, data_root)
+
+        def make_full_image_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
+            if locator is not None:
+                raise ValueError(
+                    f"{locator} needs a network that looks, and {folder.path} ({agent}) sees all at once: "
+                    "name a run of another agent first"
+                )
+            return full_image.FullImagePolicy(network, env, name)
+
+        return TrainedRun(full_config, epoch, make_full_image_policy)
     if agent != "ram":
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     from agents.ram import rollout

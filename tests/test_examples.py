@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_examples_are_short_and_all_are_run_here() -> None:
     paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert paths == {"compare_policies", "plug_in_your_policy", "quickstart", "random_agent"}
+    assert paths == {"compare_policies", "plug_in_your_policy", "quickstart", "random_agent", "sb3_recurrent_ppo"}
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 80
 
@@ -67,6 +67,13 @@ def test_plug_in_your_policy() -> None:
     assert len(compare_mine().rows()) == 2
 
 
+def test_sb3_recurrent_ppo_is_the_same_after_loading(tmp_path: Path) -> None:
+    from examples.sb3_recurrent_ppo import main as play
+
+    learned, loaded = play(tmp_path, 768)
+    assert learned == loaded < 97
+
+
 @pytest.mark.parametrize("snippet", blocks("python"))
 def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -92,6 +99,8 @@ def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monkey
         arguments = ["digits" if word in TASKS else word for word in arguments]
         if arguments[:2] == ["train", "ram"] and "--resume" not in arguments and "--help" not in arguments:
             arguments += ["--epochs", "1", "--hidden-size", "8"]
+        if arguments[:2] in (["train", "cnn"], ["train", "mlp"]) and "--help" not in arguments:
+            arguments += ["--epochs", "1"]
         if arguments[:2] in (["train", "ppo-lstm"], ["train", "ppo"]):
             arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
         if "--help" in arguments:

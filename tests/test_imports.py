@@ -68,10 +68,10 @@ def test_agents_use_public_names_and_do_not_import_each_other(path: Path) -> Non
         assert package not in {"examples", "tests", "benchmarks"}, f"{path} imports {name}"
         if package == "ram_gym" and rest and rest.partition(".")[0] not in PUBLIC_MODULES:
             assert rest in ram_gym.__all__, f"{path} imports {name}, which is not public"
-        if path.parent.name == "ram":
-            assert not name.startswith("agents.sb3"), f"{path} imports {name}"
-        if path.parent.name == "sb3":
-            assert not name.startswith("agents.ram"), f"{path} imports {name}"
+        packages = {"ram", "sb3", "full_image"}
+        if path.parent.name in packages:
+            for other in packages - {path.parent.name}:
+                assert not name.startswith(f"agents.{other}."), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", files("benchmarks"), ids=lambda path: path.stem)

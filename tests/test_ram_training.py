@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.ram.config import PRESETS, RamConfig, preset
+from agents.config import learning_rate
+from agents.ram.config import PRESETS, RamConfig, location_std, preset
 from agents.ram.losses import rollout_losses, total_loss
 from agents.ram.policy import RamPolicy
 from agents.ram.rollout import load_model, make_model, play
-from agents.ram.trainer import Progress, Trainer, learning_rate, location_std, train
+from agents.ram.trainer import Progress, Trainer, train
 from agents.runs import RunError, RunFolder
 from agents.scripted import make_locator, scan_path
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate

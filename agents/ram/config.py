@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ram_gym import GlimpseConfig, get_task
-
-MAX_SEED = 2**31
+from agents.config import TrainConfig
 
 Locator = Literal["learned", "random", "centre", "scan"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RamConfig:
+class RamConfig(TrainConfig):
     """One training run. Together with the package versions it determines every number of the run.
 
     Raises:
         ValueError: a field is out of range; the message names the field, what it must be and what came.
     """
 
-    task: str = "mnist-28"
-    """Task to learn; see the README's table."""
-    composition: Literal["add", "overwrite"] = "add"
-    """How the digit meets the clutter, see GlimpseConfig."""
-    num_glimpses: int | None = None
-    """Number of glimpses; None takes the task's."""
-    data_root: str | None = None
-    """Folder with the datasets; default: $RAM_GYM_DATA, else a per-user cache folder."""
-    seed: int = 0
-    """Seed of weights, scenes and sampled locations."""
-    device: str = "cpu"
-    """PyTorch device, "cpu" or "cuda"."""
-    epochs: int = 100
-    """Passes over the training images; each pass draws new scenes."""
-    batch_size: int = 256
-    """Scenes in one update. What is left of a pass that it does not divide is dropped."""
+    lowest: ClassVar[dict[str, float]] = {
+        **TrainConfig.lowest,
+        "rollouts": 1,
+        "hidden_size": 1,
+        "glimpse_hidden_size": 1,
+        "locator_hidden_size": 0,
+        "reinforce_weight": 0,
+        "baseline_weight": 0,
+    }
+
     rollouts: int = 1
     """Rollouts M of each scene in one update; an update sees batch_size * M episodes."""
 
@@ -65,14 +56,6 @@ class RamConfig:
     locator_gradient_into_core: bool = False
     """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
 
-    learning_rate: float = 2e-3
-    """Adam's largest learning rate."""
-    learning_rate_schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    """One-cycle rises over the first tenth and falls to 0 along a cosine; cosine only falls."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
-    max_gradient_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 turns that off."""
     weight_average: float = 0.0
     """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
 
@@ -85,26 +68,12 @@ class RamConfig:
     """What the glimpse network and the core compute in, by autocast, when training and when measured; weights, heads,
     log-probabilities and losses are float32 in any case."""
 
-    validate_every: int = 1
-    """Epochs between evaluations on the validation split."""
-    checkpoint_minutes: float = 2.0
-    """A checkpoint is written after every epoch and at least this often."""
-
     def __post_init__(self) -> None:
-        get_task(self.task)
-        for name, low in _LOWEST.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name, value in self.to_dict().items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
-        if self.seed >= MAX_SEED:
-            raise ValueError(f"seed must be below {MAX_SEED}, got {self.seed}")
+        super().__post_init__()
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        for name in ("location_std", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.location_std > 0:
+            raise ValueError(f"location_std must be above 0, got {self.location_std}")
         if self.final_location_std is not None and not self.final_location_std > 0:
             raise ValueError(f"final_location_std must be above 0, got {self.final_location_std}")
         if not 0 <= self.weight_average < 1:
@@ -112,49 +81,12 @@ class RamConfig:
         if self.baseline == "leave-one-out" and self.rollouts < 2:
             raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
 
-    def environment(self) -> GlimpseConfig:
-        """The environment that the run trains on, training split."""
-        overrides: dict[str, Any] = {"composition": self.composition, "data_root": self.data_root}
-        if self.num_glimpses is not None:
-            overrides["num_glimpses"] = self.num_glimpses
-        return get_task(self.task).config.replace(**overrides)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dict that `json.dumps` takes and `RamConfig(**fields)` gives back."""
-        return dataclasses.asdict(self)
-
-
-def learning_rate(config: RamConfig, done: float) -> float:
-    """The learning rate when a share `done` in [0, 1] of all updates is done."""
-    if config.learning_rate_schedule == "constant":
-        return config.learning_rate
-    rise = 0.1 if config.learning_rate_schedule == "one-cycle" else 0.0
-    if done < rise:
-        return config.learning_rate * (0.04 + 0.96 * done / rise)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
-
 
 def location_std(config: RamConfig, done: float) -> float:
     """The location policy's standard deviation when a share `done` of all updates is done."""
     final = config.location_std if config.final_location_std is None else config.final_location_std
     return config.location_std + done * (final - config.location_std)
 
-
-_LOWEST = {
-    "seed": 0,
-    "epochs": 1,
-    "batch_size": 1,
-    "rollouts": 1,
-    "hidden_size": 1,
-    "glimpse_hidden_size": 1,
-    "locator_hidden_size": 0,
-    "reinforce_weight": 0,
-    "baseline_weight": 0,
-    "weight_decay": 0,
-    "max_gradient_norm": 0,
-    "validate_every": 1,
-    "checkpoint_minutes": 0,
-}
 
 _FOVEATED = {"epochs": 100, "location_std": 0.25, "final_location_std": 0.05, "reinforce_weight": 0.3}
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from agents.environment import make_env
 from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout
 from agents.ram.network import RecurrentAttentionModel
@@ -15,31 +16,9 @@ from agents.ram.policy import RamPolicy
 from agents.ranks import ALONE, Ranks
 from agents.runs import RunError, RunFolder
 from agents.scripted import ScriptedLocator, make_locator
-from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
+from ram_gym import GlimpseVectorEnv
 
 AGENT = "ram"
-EVALUATION_LANES = 1000
-
-
-def make_env(setting: GlimpseConfig, device: str, num_envs: int | None = None) -> GlimpseVectorEnv:
-    """The vector environment that runs train and are evaluated on, with tensors on a device.
-
-    Without `num_envs` it is for evaluation: as many lanes as there are images, at most `EVALUATION_LANES`.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if num_envs is None:
-        images = load_dataset(setting.dataset, setting.split, setting.data_root).images
-        num_envs = min(len(images), EVALUATION_LANES)
-    return GlimpseVectorEnv(
-        num_envs,
-        setting,
-        device=device,
-        output="torch",
-        autoreset_mode="Disabled",
-    )
 
 
 def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:

@@ -1,0 +1,1 @@
+"""Networks that see the whole canvas at once: bounds for agents that must choose where to look."""

@@ -1,0 +1,337 @@
+"""Trainer: a training run in memory and on disk, whatever network learns, and the loop that drives it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from agents.config import TrainConfig, learning_rate
+from agents.environment import make_env
+from agents.interrupts import noted_interrupts
+from agents.ranks import ALONE, Ranks
+from agents.runs import RunError, RunFolder, TensorBoard
+from ram_gym import GlimpseConfig, Policy, evaluate, load_dataset
+
+UPDATES_BETWEEN_TALKS = 8
+"""Several ranks agree this often on whether to stop or to save."""
+
+
+class Progress(NamedTuple):
+    """Where a training run stands; handed to `on_progress` a few times a second."""
+
+    epoch: int
+    epochs: int
+    done: float
+    """Share of all updates that are done, in [0, 1]."""
+    images_per_second: float
+    """Scenes learned from per second of training, one rollout each; validation not counted."""
+    seconds_left: float
+    last_metrics: dict[str, Any] | None
+    """The row of metrics.jsonl that was written last."""
+
+
+class TrainResult(NamedTuple):
+    """What a training run ended with."""
+
+    is_complete: bool
+    """False where it was interrupted; its last checkpoint resumes it."""
+    best_epoch: int
+    validation_error_percent: float
+    """Of the best epoch, single rollout."""
+
+
+class Trainer(ABC):
+    """The environment, the network, the optimizer and how far the run has come.
+
+    With several ranks each has a trainer, with its own part of every batch and otherwise the same numbers; all of them
+    call the same methods. Rank 0 writes the folder, the others read it.
+
+    Args:
+        config: the run.
+        folder: where it is written; None keeps it in memory.
+        ranks: the processes that share the work.
+        setting: the environment that it learns in, training split.
+        rollouts: lanes for each scene.
+
+    Raises:
+        ValueError: the batch is larger than the split or cannot be shared out, or the device does not fit.
+    """
+
+    losses: ClassVar[tuple[str, ...]]
+    """What `learn` adds up, as metrics.jsonl calls it; the first is the share of right answers."""
+
+    model: nn.Module
+    """Set by the subclass, as is `optimizer`."""
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder | None, ranks: Ranks, setting: GlimpseConfig, rollouts: int = 1
+    ) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
+        device = ranks.device(config.device)
+        self.num_scenes = ranks.share(config.batch_size, "batch_size")
+        self.env = make_env(setting, device, self.num_scenes * rollouts)
+        self.validation_env = make_env(config.environment().replace(split="validation"), device)
+        self.updates_per_epoch = self.env.num_images // config.batch_size
+        if not self.updates_per_epoch:
+            raise ValueError(f"batch_size must be at most {self.env.num_images}, the images, got {config.batch_size}")
+        self.average: AveragedModel | None = None
+        self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
+        self.epoch = 0  # complete ones
+        self.update_in_epoch = 0
+        self.seconds = 0.0  # of training, validation and checkpoints not counted
+        self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
+        self.sums = torch.zeros(len(self.losses), dtype=torch.float64, device=self.env.device)  # of the epoch
+        self.permutation = torch.empty(0)
+        self.last_metrics: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def agent(self) -> str:
+        """Name of the agent, for config.json."""
+
+    @abstractmethod
+    def learn(self, index: Tensor) -> None:
+        """Learns from fresh scenes of images, int64 (num_scenes,), and adds to `sums`. Waits for no device."""
+
+    @abstractmethod
+    def make_policy(self) -> Policy:
+        """The policy that `validation_env` measures."""
+
+    def schedules(self) -> dict[str, float]:
+        """What changes as training goes on, for the metrics."""
+        return {"learning_rate": learning_rate(self.config, self.done)}
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network that validation sees and the best checkpoint holds."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def done(self) -> float:
+        """Share of all updates that are done."""
+        return (self.epoch + self.update_in_epoch / self.updates_per_epoch) / self.config.epochs
+
+    def update(self) -> None:
+        """One batch: learn, count. Waits for no device."""
+        if self.update_in_epoch == 0 or not len(self.permutation):
+            # A function of seed and epoch alone, so that a resumed run has the same one.
+            order = torch.Generator().manual_seed(self.epoch_seed)
+            self.permutation = torch.randperm(self.env.num_images, generator=order).to(self.env.device)
+        start = self.update_in_epoch * self.config.batch_size + self.ranks.rank * self.num_scenes
+        rate = learning_rate(self.config, self.done)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self.learn(self.permutation[start : start + self.num_scenes])
+        self.update_in_epoch += 1
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimizer down a loss; the gradients were None before."""
+        loss.backward()
+        if self.config.max_gradient_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        self.optimizer.step()
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Closes an epoch: validates, keeps the best weights, writes metrics and a checkpoint; returns the metrics."""
+        right, *losses = (self.ranks.mean(self.sums) / self.updates_per_epoch).tolist()
+        with self.ranks.together():
+            if not math.isfinite(right + sum(losses)):
+                raise RunError(f"training diverged in epoch {self.epoch + 1}: a loss is no number; lower learning_rate")
+        self.epoch, self.update_in_epoch = self.epoch + 1, 0
+        self.sums.zero_()
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch,
+            self.losses[0]: 100 * right,
+            **dict(zip(self.losses[1:], losses, strict=True)),
+            **self.schedules(),
+            "scenes": self.epoch * self.updates_per_epoch * self.config.batch_size,
+            "train_seconds": round(self.seconds, 1),
+        }
+        if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs:
+            error = self.ranks.by_first(self.validate)
+            metrics["validation_error_percent"] = error
+            if error < self.best[0]:
+                self.best = (error, self.epoch)
+                if self.folder is not None and self.ranks.rank == 0:
+                    weights = self.evaluated_model.state_dict()
+                    self.folder.write_tensors("best.safetensors", weights, {"epoch": self.epoch})
+        self.last_metrics = metrics
+        if self.folder is not None:
+            if self.ranks.rank == 0:
+                self.folder.append_metrics(metrics)
+            self.save()
+        return metrics
+
+    def validate(self) -> float:
+        """Error in percent on the validation split, single rollout."""
+        return evaluate(self.make_policy(), self.validation_env).error_percent
+
+    def save(self) -> None:
+        """Writes last.safetensors, from which `load` goes on to the same numbers, with any number of ranks."""
+        assert self.folder is not None
+        sums = self.ranks.mean(self.sums)
+        if self.ranks.rank > 0:
+            return
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        tensors |= {"generator": self.generator.get_state(), "sums": sums}
+        about: dict[str, Any] = {"epoch": self.epoch, "update_in_epoch": self.update_in_epoch, "seconds": self.seconds}
+        about |= {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
+        self.folder.write_tensors("last.safetensors", tensors, about)
+
+    def load(self) -> None:
+        """Goes back to where last.safetensors was written.
+
+        Raises:
+            RunError: it is missing, damaged, or not of this configuration.
+        """
+        assert self.folder is not None
+        tensors, about = self.folder.read_tensors("last.safetensors")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, rest = key.partition(".")
+            if part in parts:
+                parts[part][rest] = value
+        optimizer = self.optimizer.state_dict()
+        for key, value in parts["optimizer"].items():
+            number, _, name = key.partition(".")
+            optimizer["state"].setdefault(int(number), {})[name] = value
+        try:
+            self.model.load_state_dict(parts["model"])
+            if self.average is not None:
+                self.average.load_state_dict(parts["average"])
+            self.optimizer.load_state_dict(optimizer)
+            self.generator.set_state(tensors["generator"])
+            self.sums.copy_(tensors["sums"])
+            self.epoch, self.update_in_epoch = about["epoch"], about["update_in_epoch"]
+            self.seconds = about["seconds"]
+            self.best = (math.inf, 0) if about["best_error"] is None else (about["best_error"], about["best_epoch"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise RunError(f"{self.folder.path}/last.safetensors does not fit its config.json: {error}") from error
+
+    @property
+    def epoch_seed(self) -> int:
+        """Seed of the scenes of this pass and of their order."""
+        return self.config.seed * 2**20 + self.epoch
+
+
+def run_training(
+    make: Callable[[], Trainer],
+    config: TrainConfig,
+    folder: RunFolder | None = None,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> TrainResult:
+    """Trains to the end, or until it is stopped.
+
+    Never reads the test split. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after the running update, with
+    a checkpoint; with several ranks, after an update that they agree on.
+
+    Args:
+        make: makes the trainer of the configuration, folder and ranks.
+        config: the run.
+        folder: where to write it; None writes nothing.
+        resume: go on from the folder's last checkpoint (or from the beginning, if it was killed before the first).
+        on_progress: called a few times a second.
+        ranks: the processes that share the work; each calls this with the same arguments, and rank 0 writes.
+
+    Raises:
+        RunError: the folder holds a run already, or, resuming, none that fits.
+        SystemExit: another rank raised an error before training began.
+    """
+    trainer = _begin(make, config, folder, resume, ranks)
+    board = TensorBoard(folder) if folder is not None and ranks.rank == 0 else None
+    saved = reported = time.perf_counter()
+    began = trainer.seconds, trainer.done
+    with noted_interrupts() as is_interrupted:
+        for number in itertools.count():
+            if trainer.epoch == config.epochs:
+                break
+            if ranks.size == 1 or number % UPDATES_BETWEEN_TALKS == 0:
+                is_due = folder is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
+                is_over, is_due = ranks.any(is_interrupted(), is_due)
+                if is_over:
+                    break
+                if is_due:
+                    trainer.save()
+                    saved = time.perf_counter()
+            start = time.perf_counter()
+            trainer.update()
+            is_last = trainer.update_in_epoch == trainer.updates_per_epoch
+            if is_last and trainer.env.device.type == "cuda":
+                torch.cuda.synchronize(trainer.env.device)  # once a pass, so that its time is all counted
+            trainer.seconds += time.perf_counter() - start
+            if is_last:
+                metrics = trainer.end_epoch()
+                saved = time.perf_counter()
+                if board is not None:
+                    board.add(metrics)
+            now = time.perf_counter()
+            if on_progress is not None and (now - reported > 0.25 or trainer.epoch == config.epochs):
+                reported = now
+                on_progress(_progress(trainer, *began))
+        if folder is not None and trainer.epoch < config.epochs:
+            trainer.save()
+    if board is not None:
+        board.close()
+    is_complete = trainer.epoch == config.epochs
+    error, best_epoch = trainer.best
+    if folder is not None and is_complete and ranks.rank == 0:
+        found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
+        found |= {"train_seconds": round(trainer.seconds, 1), "scenes": (trainer.last_metrics or {}).get("scenes")}
+        folder.add_result("validation", found)
+    return TrainResult(is_complete, best_epoch, error)
+
+
+def _begin(
+    make: Callable[[], Trainer], config: TrainConfig, folder: RunFolder | None, resume: bool, ranks: Ranks
+) -> Trainer:
+    """The trainer, as far as the folder's run has come; the folder as it was then."""
+    with ranks.together():
+        if ranks.local_rank == 0:  # one process of a machine, since this may download
+            load_dataset(config.environment().dataset, "train", config.data_root)
+    with ranks.together():
+        trainer = make()
+        if folder is not None and resume and (folder.path / "last.safetensors").exists():
+            trainer.load()
+    with ranks.together():
+        if folder is not None and ranks.rank == 0:
+            if not resume:
+                folder.create(trainer.agent, config.to_dict(), ranks=ranks.size)
+            folder.truncate_metrics(trainer.epoch)
+            if trainer.epoch < config.epochs:
+                folder.remove_results()
+            trainer.last_metrics = next(reversed(folder.read_metrics()), None)
+    return trainer
+
+
+def _progress(trainer: Trainer, seconds_before: float, done_before: float) -> Progress:
+    seconds = max(trainer.seconds - seconds_before, 1e-9)
+    share = max(trainer.done - done_before, 1e-9)
+    scenes = share * trainer.config.epochs * trainer.updates_per_epoch * trainer.config.batch_size
+    epochs = trainer.config.epochs
+    return Progress(
+        min(trainer.epoch + 1, epochs),
+        epochs,
+        trainer.done,
+        scenes / seconds,
+        seconds / share * (1 - trainer.done),
+        trainer.last_metrics,
+    )
