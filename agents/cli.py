@@ -6,30 +6,24 @@ import argparse
 import dataclasses
 import json
 import os
-import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from agents.loading import RunConfig, load_run
+from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
+from agents.environment import make_env
+from agents.loading import load_run
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
-from agents.ram.rollout import make_env, read_ram_config
+from agents.ram.rollout import read_ram_config
 from agents.ram.trainer import Progress, train
 from agents.ranks import join_ranks
 from agents.runs import RunFolder
-from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
-from ram_gym import Comparison, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, save_gif
-from ram_gym import compare as compare_evaluations
-
-BORROWED = "*"
-Split = Literal["test", "validation"]
-ProtocolName = Literal["single", "average-10"]
+from ram_gym import save_gif
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +123,7 @@ def evaluate_run(
     trained = load_run(RunFolder(run), device, data_root)
     env = make_env(trained.config.environment().replace(split=split), device)
     policy = trained.make_policy(env, None, str(run))
-    evaluation = _evaluate(policy, env, trained.config.task, protocol)
+    evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
     found = {**evaluation.to_dict(), "epoch": trained.epoch}
     if json:
         _print_json(found)
@@ -143,91 +137,6 @@ def evaluate_run(
         RunFolder(run).add_result(f"{split} {protocol}", found)
     except (OSError, ValueError) as error:
         _say(f"not written to results.json: {error}")
-
-
-def compare_policies(
-    policies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="POLICY")],
-    task: str | None = None,
-    protocol: ProtocolName = "single",
-    split: Split = "test",
-    data_root: str | None = None,
-    device: str = "cpu",
-    json: bool = False,
-) -> None:
-    """Compare policies on the very same scenes; differences are to the first one named.
-
-    random, centre, scan and oracle look where their name says (oracle: at the digit) and leave the answer to the
-    network of the first run named. That network was not trained for such looks: for a fair control train one,
-    `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
-
-    Args:
-        policies: Run folders, and any of random, centre, scan, oracle.
-        task: Task to compare on; default: that of the first run.
-        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
-        split: The test split, or the one checkpoints were chosen on.
-        data_root: Folder with the datasets, if it is not where the runs were trained.
-        device: PyTorch device, "cpu" or "cuda".
-        json: Print a JSON array and nothing else.
-    """
-    if not policies:
-        raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
-    runs = {name: load_run(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
-    first = next(iter(runs.values()), None)
-    if first is None and task is None:
-        raise ValueError("--task must be given where no run folder is named")
-    task_name = task or (first.config.task if first else "")
-    setting = first.config.environment() if first else get_task(task_name).config.replace(data_root=data_root)
-    for name, run in runs.items():
-        # Where the files lie does not matter, only what they show.
-        same = run.config.environment().replace(data_root=None) == setting.replace(data_root=None)
-        if run.config.task != task_name or not same:
-            there = first.config if first is not None and first.config.task == task_name else None
-            raise ValueError(
-                f"{name} is a run on {_describe(run.config)}; the comparison is on "
-                f"{_describe(there) if there else task_name}"
-            )
-    evaluations: list[Evaluation] = []
-    for name in policies:
-        env = make_env(setting.replace(split=split), device)
-        policy: Policy
-        if name in runs:
-            policy = runs[name].make_policy(env, None, name)
-        elif first is None:
-            policy = ScriptedPolicy(name, env)
-        else:
-            policy = first.make_policy(env, name, name + BORROWED)
-        evaluations.append(_evaluate(policy, env, task_name, protocol))
-    _show_comparison(evaluations, json)
-
-
-def _show_comparison(evaluations: list[Evaluation], as_json: bool) -> None:
-    reference = evaluations[0]
-    rows, table = [], Table(title=f"{reference.task}, {reference.split} split, {reference.protocol} protocol")
-    for heading in ("policy", "error % (95% interval)", "minus first, points", "p (McNemar)"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right", overflow="fold")
-    for evaluation in evaluations:
-        row = evaluation.to_dict()
-        cells = [Path(evaluation.policy).name, _with_interval("{:.2f}", evaluation)]
-        if evaluation is not reference:
-            difference = compare_evaluations(evaluation, reference)
-            cells += [_with_interval("{:+.2f}", difference), f"{difference.p_value:.2g}"]
-            row["difference_percent"] = difference.difference_percent
-            row["difference_interval_percent"] = list(difference.interval_percent)
-            row["p_value"] = difference.p_value
-        table.add_row(*cells)
-        rows.append(row)
-    if as_json:
-        _print_json(rows)
-        return
-    if any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations):
-        table.caption = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
-    Console().print(table)
-
-
-def _with_interval(form: str, value: Evaluation | Comparison) -> str:
-    centre = value.error_percent if isinstance(value, Evaluation) else value.difference_percent
-    low, high = value.interval_percent
-    return f"{form.format(centre)} ({form.format(low)} to {form.format(high)})"
 
 
 def watch(
@@ -338,22 +247,6 @@ def _train() -> None:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _evaluate(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: ProtocolName) -> Evaluation:
-    start = time.monotonic()
-    with show_progress(f"evaluating {policy.name}") as report:
-
-        def on_batch(done: int) -> None:
-            seconds = time.monotonic() - start
-            report(done / env.num_images, f"{done:,} scenes", seconds / done * (env.num_images - done))
-
-        return evaluate(policy, env, task=task, protocol=protocol, on_batch=on_batch)
-
-
-def _describe(config: RunConfig) -> str:
-    setting = config.environment()
-    return f"{config.task} ({setting.composition}, {setting.num_glimpses} glimpses)"
 
 
 def _print_json(value: Any) -> None:

@@ -132,11 +132,13 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
 def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
     """A function that makes the canvases of a batch of scenes, other ones each time. uint8 (N, C, S, S)."""
     from ram_gym.scenes import Placement, compose, place, scene_keys
-    from ram_gym.vector_env import AT_ONCE, SCENES_AT_ONCE
+    from ram_gym.vector_env import AT_ONCE, PIXELS_AT_ONCE
 
-    block = SCENES_AT_ONCE.get(torch.device(case.device).type, AT_ONCE)  # as the vector environment makes them
     config = case.config(plan)
     images = torch.tensor(load_dataset(config.dataset, config.split, config.data_root).images, device=case.device)
+    # As many at once as the vector environment makes.
+    most = PIXELS_AT_ONCE.get(torch.device(case.device).type, AT_ONCE)
+    block = max(most // (images.shape[1] * config.canvas_size**2), 1)
     indices = torch.arange(case.batch, device=case.device) % len(images)
     seeds = torch.zeros_like(indices)
 

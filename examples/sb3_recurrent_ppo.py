@@ -9,29 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from sb3_contrib import RecurrentPPO
 
-from ram_gym import GlimpseVectorEnv, evaluate, get_task
+from ram_gym import GlimpseVectorEnv, as_policy, evaluate, get_task
 from ram_gym.adapters.sb3 import GlimpseVecEnv
 from ram_gym.wrappers import VectorMultiDiscreteAction
 
 CONFIG = get_task("digits").config
-
-
-class Player:
-    """A model as a `ram_gym.Policy`: tensors in, NumPy for the model, a location and a label out."""
-
-    name = "RecurrentPPO"
-
-    def __init__(self, model: RecurrentPPO, env: GlimpseVectorEnv) -> None:
-        self.model, self.wrapper = model, VectorMultiDiscreteAction(env)
-
-    def act(self, observation, state):
-        seen = {key: value.cpu().numpy() for key, value in observation.items()}
-        starts = np.full(len(seen["location"]), state is None)
-        actions, state = self.model.predict(seen, state=state, episode_start=starts, deterministic=True)
-        return self.wrapper.actions(actions), state
 
 
 def learn(steps: int, num_envs: int = 64) -> RecurrentPPO:
@@ -49,7 +33,7 @@ def learn(steps: int, num_envs: int = 64) -> RecurrentPPO:
 def measure(model: RecurrentPPO) -> float:
     """Error in percent on all test scenes, which are the same for every policy."""
     env = GlimpseVectorEnv(358, CONFIG, split="test", output="torch", autoreset_mode="Disabled")
-    return evaluate(Player(model, env), env, task="digits").error_percent
+    return evaluate(as_policy(model, env=env), env, task="digits").error_percent
 
 
 def main(folder: Path, steps: int) -> tuple[float, float]:

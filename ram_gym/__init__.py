@@ -14,11 +14,14 @@ from ram_gym.registration import register_tasks
 from ram_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
+    from ram_gym.adapters.policies import as_policy
     from ram_gym.datasets import Dataset, DatasetError, load_dataset
     from ram_gym.env import GlimpseEnv
     from ram_gym.evaluation import Comparison, Evaluation, Policy, compare, evaluate
     from ram_gym.rendering import render_frame, save_gif
+    from ram_gym.report import write_report
     from ram_gym.retina import take_glimpses
+    from ram_gym.tables import ComparisonTable, evaluate_all
     from ram_gym.vector_env import GlimpseVectorEnv
 
 __version__ = "0.1.0"
@@ -30,19 +33,24 @@ _LAZY = {
     "GlimpseEnv": "env",
     "GlimpseVectorEnv": "vector_env",
     "Comparison": "evaluation",
+    "ComparisonTable": "tables",
     "Evaluation": "evaluation",
     "Policy": "evaluation",
+    "as_policy": "adapters.policies",
     "compare": "evaluation",
     "evaluate": "evaluation",
+    "evaluate_all": "tables",
     "render_frame": "rendering",
     "save_gif": "rendering",
     "take_glimpses": "retina",
+    "write_report": "report",
 }
 
 __all__ = [
     "EVALUATION_SCENE_SEED",
     "TASKS",
     "Comparison",
+    "ComparisonTable",
     "Dataset",
     "DatasetError",
     "Evaluation",
@@ -51,13 +59,16 @@ __all__ = [
     "GlimpseVectorEnv",
     "Policy",
     "Task",
+    "as_policy",
     "compare",
     "evaluate",
+    "evaluate_all",
     "get_task",
     "load_dataset",
     "render_frame",
     "save_gif",
     "take_glimpses",
+    "write_report",
 ]
 
 

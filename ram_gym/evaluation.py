@@ -1,18 +1,20 @@
-"""Evaluation: the Policy protocol, and the only definition of a policy's error and its interval."""
+"""Evaluation: the Policy protocol, and the only definition of a policy's accuracy and error."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol
 
 import torch
 from gymnasium.vector import AutoresetMode
-from scipy.stats import binomtest
 from torch import Tensor
 
 from ram_gym import scenes
 from ram_gym.config import GlimpseConfig
+from ram_gym.statistics import Comparison, wilson_percent
 from ram_gym.vector_env import GlimpseVectorEnv
 
 ProtocolName = Literal["single", "average-10"]
@@ -21,7 +23,11 @@ NUM_ROLLOUTS: dict[str, int] = {"single": 1, "average-10": 10}
 
 
 class Policy(Protocol):
-    """Anything that plays: an observation and its own memory in, an action and its new memory out."""
+    """Anything that plays: an observation and its own memory in, an action and its new memory out.
+
+    A policy whose labels are answers at every step, not at the last alone, says so with an attribute
+    `answers_early = True`. `ram_gym.as_policy` makes policies of functions, torch modules and Stable-Baselines3 models.
+    """
 
     name: str
 
@@ -36,7 +42,11 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a policy did on a split's scenes."""
+    """How a policy did on a split's scenes. Tensors are on the CPU, by image index; T is the number of glimpses.
+
+    Under protocol "average-10" the predictions are those of all rollouts together; answers and locations, and what is
+    derived from them, are of the first rollout, which is the one that protocol "single" plays.
+    """
 
     task: str
     policy: str
@@ -44,10 +54,22 @@ class Evaluation:
     split: str
     setting: GlimpseConfig
     """The environment's configuration; with the labels it tells whether two evaluations saw the same scenes."""
+    num_classes: int
+    """Number L of labels."""
+    answers_early: bool
+    """Whether labels given before the last step are answers too."""
+    seconds: float
+    """Time spent playing, scenes and glimpses included."""
     labels: Tensor
-    """int64 (episodes,), the right answers by image index, on the CPU."""
+    """int64 (episodes,), the right answers."""
     predictions: Tensor
-    """int64 (episodes,), the policy's answers, on the CPU."""
+    """int64 (episodes,), the policy's answers."""
+    answers: Tensor
+    """int64 (episodes, T), the label given after each glimpse."""
+    locations: Tensor
+    """float32 (episodes, T, 2), where each glimpse was taken; the environment chose the first one."""
+    digit_locations: Tensor
+    """float32 (episodes, 2), the centres of the images on the canvas."""
 
     @property
     def episodes(self) -> int:
@@ -56,7 +78,7 @@ class Evaluation:
 
     @property
     def is_right(self) -> Tensor:
-        """Bool (episodes,), by image index."""
+        """Bool (episodes,)."""
         return self.predictions == self.labels
 
     @property
@@ -72,11 +94,54 @@ class Evaluation:
     @property
     def interval_percent(self) -> tuple[float, float]:
         """95% Wilson score interval of the error, in percent."""
-        interval = binomtest(self.errors, self.episodes).proportion_ci(method="wilson")
-        return 100 * float(interval.low), 100 * float(interval.high)
+        return wilson_percent(self.errors, self.episodes)
+
+    @property
+    def accuracy_percent(self) -> float:
+        """Right answers in percent."""
+        return 100 * (self.episodes - self.errors) / self.episodes
+
+    @property
+    def accuracy_interval_percent(self) -> tuple[float, float]:
+        """95% Wilson score interval of the accuracy, in percent."""
+        return wilson_percent(self.episodes - self.errors, self.episodes)
+
+    @property
+    def right_by_glimpse(self) -> list[int] | None:
+        """How many answers were right after each glimpse; None unless the policy answers early."""
+        return (self.answers == self.labels[:, None]).sum(0).tolist() if self.answers_early else None
+
+    @property
+    def accuracy_by_glimpse_percent(self) -> list[float] | None:
+        """Right answers after each glimpse, in percent; None unless the policy answers early."""
+        counts = self.right_by_glimpse
+        return None if counts is None else [100 * count / self.episodes for count in counts]
+
+    @property
+    def distance_by_glimpse_pixels(self) -> list[float]:
+        """Mean distance of each glimpse's location from the image's centre, in canvas pixels."""
+        offsets = (self.locations - self.digit_locations[:, None]).double()
+        return (offsets.norm(dim=-1).mean(0) * (self.setting.canvas_size / 2)).tolist()
+
+    @property
+    def confusion(self) -> Tensor:
+        """int64 (L, L): how many scenes of each label (row) got each prediction (column)."""
+        cells = self.labels * self.num_classes + self.predictions
+        return cells.bincount(minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
+
+    @property
+    def class_error_percent(self) -> list[float | None]:
+        """Wrong answers among the scenes of each label, in percent; None where there are none."""
+        totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        return [100 * (n - r) / n if n else None for n, r in zip(totals, right, strict=True)]
+
+    @property
+    def scenes_per_second(self) -> float:
+        """How fast it was played, all rollouts of a scene counted as one."""
+        return self.episodes / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """What is reported, as a dict that `json.dumps` takes."""
+        """What is reported, as a dict that `json.dumps` takes; the same each time but for a policy's own chance."""
         return {
             "task": self.task,
             "policy": self.policy,
@@ -86,35 +151,11 @@ class Evaluation:
             "errors": self.errors,
             "error_percent": self.error_percent,
             "interval_percent": list(self.interval_percent),
+            "accuracy_percent": self.accuracy_percent,
+            "accuracy_interval_percent": list(self.accuracy_interval_percent),
+            "accuracy_by_glimpse_percent": self.accuracy_by_glimpse_percent,
+            "distance_by_glimpse_pixels": self.distance_by_glimpse_pixels,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A policy against a reference on the same scenes."""
-
-    only_policy_wrong: int
-    only_reference_wrong: int
-    episodes: int
-
-    @property
-    def difference_percent(self) -> float:
-        """The policy's error minus the reference's, in points of percent."""
-        return 100 * (self.only_policy_wrong - self.only_reference_wrong) / self.episodes
-
-    @property
-    def interval_percent(self) -> tuple[float, float]:
-        """95% interval of the difference, in points: normal approximation of the paired difference."""
-        worse, better, n = self.only_policy_wrong, self.only_reference_wrong, self.episodes
-        deviation = 100 * (worse + better - (worse - better) ** 2 / n) ** 0.5 / n
-        half = 1.96 * deviation
-        return self.difference_percent - half, self.difference_percent + half
-
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact test: how likely a difference this large is if both policies err equally often."""
-        discordant = self.only_policy_wrong + self.only_reference_wrong
-        return float(binomtest(self.only_policy_wrong, discordant).pvalue) if discordant else 1.0
 
 
 @torch.inference_mode()
@@ -142,7 +183,7 @@ def evaluate(
         on_batch: called with the number of scenes played so far, after each batch.
 
     Returns:
-        The errors; a scene counts as one episode under either protocol.
+        What was answered and where it looked; a scene counts as one episode under either protocol.
 
     Raises:
         ValueError: the environment or the protocol does not fit; or the policy's action does not, and then the message
@@ -152,25 +193,62 @@ def evaluate(
         raise ValueError("env must be made with output='torch' and autoreset_mode 'Disabled' or 'NextStep'")
     if protocol not in NUM_ROLLOUTS:
         raise ValueError(f"protocol must be one of {', '.join(NUM_ROLLOUTS)}, got {protocol!r}")
+    if not isinstance(getattr(policy, "name", None), str) or not callable(getattr(policy, "act", None)):
+        raise ValueError(
+            "policy must have a name (str) and a method act(observation, state), "
+            f"got {policy!r}; ram_gym.as_policy makes one of a function, a torch module or a Stable-Baselines3 model"
+        )
     episodes = env.num_images if episodes is None else episodes
     if env.config.fixed_scene_seed is None:
         raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
     if not 1 <= episodes <= env.num_images:
         raise ValueError(f"episodes must lie in 1 to {env.num_images}, the images of the split, got {episodes}")
-    found = torch.zeros((2, episodes), dtype=torch.int64)  # labels and predictions
+    batches, seconds = [], 0.0
     for start in range(0, episodes, env.num_envs):
+        began = time.perf_counter()
         index = torch.arange(start, start + env.num_envs, device=env.device) % env.num_images
         count = min(env.num_envs, episodes - start)
-        answers = torch.stack(_play(policy, env, index, NUM_ROLLOUTS[protocol]))
-        found[:, start : start + count] = answers[:, :count].cpu()
+        # Two copies a batch, the only times that playing waits for the device.
+        integers, numbers = (part[:count].cpu() for part in _play(policy, env, index, NUM_ROLLOUTS[protocol]))
+        seconds += time.perf_counter() - began
+        if not integers[:, 0].all():
+            _forget_bad_actions(env)
+            raise ValueError(
+                f"policy {policy.name!r}: a location or a log-probability is NaN or infinite, or a label "
+                f"is not in [0, {env.num_classes})"
+            )
+        batches.append((integers, numbers))
         if on_batch is not None:
             on_batch(start + count)
-    return Evaluation(task, policy.name, protocol, env.config.split, env.config, *found)
+    integers, numbers = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    places = numbers.unflatten(1, (-1, 2))
+    return Evaluation(
+        task=task,
+        policy=policy.name,
+        protocol=protocol,
+        split=env.config.split,
+        setting=env.config,
+        num_classes=env.num_classes,
+        answers_early=bool(getattr(policy, "answers_early", False)),
+        seconds=seconds,
+        labels=integers[:, 1].clone(),
+        predictions=integers[:, 2].clone(),
+        answers=integers[:, 3:].clone(),
+        locations=places[:, :-1].clone(),
+        digit_locations=places[:, -1].clone(),
+    )
 
 
 def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -> tuple[Tensor, Tensor]:
-    """The right labels and the answers (N,) of one batch of scenes."""
-    total = None
+    """One batch of scenes, on the environment's device.
+
+    Returns:
+        int64 (N, 3 + T): whether the actions fit, label, prediction, and the answer after each glimpse; float32
+        (N, 2 T + 2): where each glimpse was taken, and the image's centre. The last two are of the first rollout.
+    """
+    is_fit = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    total = torch.zeros(env.num_envs, env.num_classes, device=env.device)
+    integers, numbers = [], []
     for rollout in range(rollouts):
         options: dict[str, Any] = {"index": index}
         if rollouts > 1:
@@ -178,26 +256,77 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             seeds = torch.full_like(index, env.config.fixed_scene_seed or 0)
             keys = scenes.scene_keys(index, seeds, env.config.split)
             options["location"] = scenes.first_locations(keys, rollout)
-        observation, _ = env.reset(options=options)
+        if rollout == 0:
+            observation, _ = env.reset(options=options)
+        else:
+            with _blaming(policy):  # for what a device reports late
+                observation, _ = env.reset(options=options)
         state = None
         for _ in range(env.config.num_glimpses):
-            action, state = policy.act(observation, state)
-            observation, info = _step(policy, env, action)
-        if rollouts == 1:
-            return info["label"], info["prediction"]
-        if "log_probabilities" not in action:
-            raise ValueError(f"policy {policy.name!r} gives no log_probabilities, which protocol average-10 needs")
-        total = action["log_probabilities"] + (0 if total is None else total)
-    assert total is not None
-    return info["label"], total.argmax(-1)
+            place = observation["location"].clone()
+            action, state = _act(policy, observation, state)
+            with _blaming(policy):
+                observation, _, _, _, info = env.step({k: v for k, v in action.items() if k != "log_probabilities"})
+            location, label = (torch.as_tensor(action[key], device=env.device) for key in ("location", "label"))
+            is_fit &= location.isfinite().all(-1) & (label >= 0) & (label < env.num_classes)
+            if rollout == 0:
+                numbers.append(place)
+                integers.append(label.to(torch.int64))
+        if rollout == 0:
+            numbers.append(env.digit_locations)
+            prediction = info["prediction"]
+        if rollouts > 1:
+            logs = _log_probabilities(policy, action, env)
+            is_fit &= ~logs.isnan().any(-1)
+            total += logs
+    if rollouts > 1:
+        prediction = total.argmax(-1)
+    found = (is_fit.to(torch.int64), info["label"], prediction, *integers)
+    return torch.stack(found, 1), torch.cat(numbers, 1)
 
 
-def _step(policy: Policy, env: GlimpseVectorEnv, action: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _forget_bad_actions(env: GlimpseVectorEnv) -> None:
+    """Lets the environment report what a GPU told late, so that the next to play is not blamed for it."""
+    for _ in range(2):
+        with suppress(ValueError):
+            env.reset()
+        env.labels.cpu()  # the report has travelled to the host once this has
+
+
+def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
     try:
-        observation, _, _, _, info = env.step({k: v for k, v in action.items() if k != "log_probabilities"})
-    except (ValueError, AttributeError) as error:
+        result = policy.act(observation, state)
+    except Exception as error:
+        error.add_note(f"raised by policy {policy.name!r}")
+        raise
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"policy {policy.name!r}: act must return (action, state), got {type(result).__name__}")
+    if not hasattr(result[0], "keys"):
+        raise ValueError(
+            f"policy {policy.name!r}: the action must be a dict with location and label, got {type(result[0]).__name__}"
+        )
+    return result
+
+
+def _log_probabilities(policy: Policy, action: dict[str, Any], env: GlimpseVectorEnv) -> Tensor:
+    if "log_probabilities" not in action:
+        raise ValueError(f"policy {policy.name!r} gives no log_probabilities, which protocol average-10 needs")
+    logs = torch.as_tensor(action["log_probabilities"], device=env.device)
+    if logs.shape != (env.num_envs, env.num_classes):
+        raise ValueError(
+            f"policy {policy.name!r}: log_probabilities must have shape {(env.num_envs, env.num_classes)}, "
+            f"got {tuple(logs.shape)}"
+        )
+    return logs
+
+
+@contextmanager
+def _blaming(policy: Policy) -> Iterator[None]:
+    """Names the policy in what the environment says of its action."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"policy {policy.name!r}: {error}") from error
-    return observation, info
 
 
 def compare(policy: Evaluation, reference: Evaluation) -> Comparison:

@@ -23,12 +23,12 @@ from ram_gym.retina import build_pyramid, canvases_of, new_pyramid, sense
 
 Output = Literal["numpy", "torch"]
 
-SCENES_AT_ONCE = {"cpu": 256}
-GLIMPSES_AT_ONCE = {"cpu": 4096}
-"""How many scenes are composed and how many glimpses taken at once, by kind of device; elsewhere `AT_ONCE`. What lies
-between images and glimpses then stays in the cache or at least in arrays that malloc does not give back each time."""
+PIXELS_AT_ONCE = {"cpu": 2**20}
+VALUES_AT_ONCE = {"cpu": 2**21}
+"""How many pixels of scenes and values of glimpses are made at once, by kind of device; elsewhere `AT_ONCE`. What lies
+between images and glimpses then stays in the cache, or at least in arrays that malloc does not give back each time."""
 
-AT_ONCE = 16_384
+AT_ONCE = 2**27
 
 
 class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
@@ -301,7 +301,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         """The scenes' pyramids, written over `pyramid` where given."""
         if pyramid is None:
             pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
-        for part in _blocks(len(index), SCENES_AT_ONCE.get(self.device.type, AT_ONCE)):
+        pixels = self.num_channels * self.config.canvas_size**2
+        for part in _blocks(len(index), pixels, PIXELS_AT_ONCE.get(self.device.type, AT_ONCE)):
             places = scenes.Placement(*(value[part] for value in placement))
             canvases = scenes.compose(self._images, index[part], places, self.config)
             build_pyramid(canvases, self.config, pyramid[part])
@@ -310,7 +311,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def _look(self) -> None:
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
         assert self._pyramid is not None
-        blocks = _blocks(self.num_envs, GLIMPSES_AT_ONCE.get(self.device.type, AT_ONCE))
+        values = self.config.num_scales * self.config.patch_size**2
+        blocks = _blocks(self.num_envs, values, VALUES_AT_ONCE.get(self.device.type, AT_ONCE))
         glimpses = [sense(self._pyramid[part], self._location[part], self.config) for part in blocks]
         self._glimpse = glimpses[0] if len(glimpses) == 1 else torch.cat(glimpses)
         if self.render_mode is not None:
@@ -399,9 +401,10 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._bad_value_on_host.copy_(self._got_bad_value, non_blocking=True)
 
 
-def _blocks(num: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover `num` rows."""
-    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
+def _blocks(num_rows: int, row_size: int, most: int) -> list[slice]:
+    """Slices that cover all rows, of at most `most` numbers each (or one row)."""
+    step = max(most // row_size, 1)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -77,17 +77,51 @@ def test_compare_scores_all_policies_on_the_same_scenes(run: Path, capsys: Any) 
     rows = json.loads(output(capsys, "compare", str(run), *names, "--task", "digits", "--json"))
     assert [row["policy"] for row in rows] == [str(run), *(f"{name}*" for name in names)]
     alone = json.loads(output(capsys, "evaluate", str(run), "--json"))
-    assert rows[0].items() <= alone.items()
+    assert {key: value for key, value in rows[0].items() if key in alone}.items() <= alone.items()
+    assert set(alone) - set(rows[0]) == {"epoch"}
     for row in rows[1:]:
         assert row["difference_percent"] == pytest.approx(row["error_percent"] - alone["error_percent"])
         low, high = row["difference_interval_percent"]
         assert low <= row["difference_percent"] <= high
         assert 0 <= row["p_value"] <= 1
     table = output(capsys, "compare", str(run), "random")
-    assert "error %" in table
+    assert "accuracy %" in table
     assert "random*" in table
+    assert "after each glimpse" in table
     guessing = json.loads(output(capsys, "compare", "random", "--task", "digits", "--json"))
     assert 80 < guessing[0]["error_percent"] < 97
+
+
+def test_compare_writes_files_and_takes_several_tasks_and_a_reference(run: Path, capsys: Any, tmp_path: Path) -> None:
+    files = {kind: tmp_path / "new" / f"table.{kind}" for kind in ("report", "markdown", "csv")}
+    arguments = [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
+    setting = ["--task", "digits", "--reference", "scan", "--split", "validation"]
+    rows = json.loads(output(capsys, "compare", str(run), "random", "scan", *setting, *arguments, "--json"))
+    assert [row["reference"] for row in rows] == ["scan*"] * 3
+    assert ["p_value" in row for row in rows] == [True, True, False]
+    assert all(row["accuracy_by_glimpse_percent"][-1] == row["accuracy_percent"] for row in rows)
+    page, markdown = files["report"].read_text(), files["markdown"].read_text()
+    for name in (run.name, "random*", "scan*"):
+        assert name in page
+        assert f"| {name} | " in markdown
+    for text in (page, markdown):
+        assert "* looks as named" in text
+    assert f"compare {run} random scan --task digits" in page
+    assert files["csv"].read_text().count("\n") == 4
+    message = refusal(capsys, "compare", str(run), "scan", "--reference", "centre")
+    assert "--reference must be one of the policies" in message
+
+
+@pytest.mark.mnist
+def test_runs_play_their_own_of_several_tasks(run: Path, capsys: Any, mnist_root: str) -> None:
+    tasks = ["--task", "digits", "--task", "mnist-28", "--data-root", mnist_root]
+    rows = json.loads(output(capsys, "compare", str(run), "centre", *tasks, "--json"))
+    assert [(row["task"], row["policy"]) for row in rows] == [
+        ("digits", str(run)),
+        ("digits", "centre*"),
+        ("mnist-28", "centre, guessing"),
+    ]
+    assert [row["episodes"] for row in rows] == [358, 358, 10_000]
 
 
 def test_watch_draws_every_episode(run: Path, capsys: Any, tmp_path: Path) -> None:

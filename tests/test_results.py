@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from pathlib import Path
 
 import pytest
 
-from agents.ram.config import RamConfig
+from agents.ram.config import RamConfig, preset
 from agents.runs import RunFolder
+from agents.sb3.config import Sb3Config
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
+RAM_RUNS = [path for path in RUNS if RunFolder(path).read_agent() == "ram"]
+SB3_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in ("ppo", "ppo-lstm")]
 
 
 def test_there_are_results() -> None:
-    assert RUNS
+    assert RAM_RUNS
+    assert SB3_RUNS
+    assert set(RAM_RUNS + SB3_RUNS) == set(RUNS)
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RAM_RUNS, ids=lambda path: path.name)
 def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
     folder = RunFolder(path)
     config = RamConfig(**folder.read_config("ram"))
@@ -34,3 +41,38 @@ def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
     assert f"{test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in line
     assert f"{best:.2f}" in line
     assert f"{found['validation']['train_seconds'] / 60:.1f} min" in line
+
+
+@pytest.mark.parametrize("path", SB3_RUNS, ids=lambda path: path.name)
+def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) -> None:
+    folder = RunFolder(path)
+    config = Sb3Config(**folder.read_config(folder.read_agent()))
+    found = folder.read_json("results.json")
+    best = min(row["validation_error_percent"] for row in folder.read_metrics())
+    assert found["validation"]["error_percent"] == best
+    test = found["test single"]
+    assert test["error_percent"] == 100 * test["errors"] / test["episodes"]
+    learns_from = "and the auxiliary loss" if config.auxiliary_weight else "the reward alone"
+    if config.shaping != "none":
+        learns_from = f'and shaping "{config.shaping}"'
+    start = f"| {config.task} | {learns_from} | {config.total_timesteps:,} |"
+    (line,) = (line for line in (ROOT / "RESULTS.md").read_text().splitlines() if line.startswith(start))
+    numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
+    cells = line.removeprefix(start)
+    assert cells.startswith(f" {numbers}") if config.algorithm == "ppo-lstm" else cells.endswith(f" {numbers} |")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_are_quoted_as_they_were_measured(precision: str) -> None:
+    errors = []
+    for path in sorted((ROOT / "results" / "precision").iterdir()):
+        config = RamConfig(**RunFolder(path).read_config("ram"))
+        plain = RamConfig(**{**config.to_dict(), "precision": "float32", "seed": 0})
+        assert plain == dataclasses.replace(preset("mnist-28"), epochs=40, batch_size=512, learning_rate=0.0028)
+        if config.precision == precision:
+            assert config.seed == len(errors)
+            errors.append(min(row["validation_error_percent"] for row in RunFolder(path).read_metrics()))
+    assert len(errors) == 3
+    found = ", ".join(f"{error:.2f}" for error in errors)
+    row = f"| {precision} | {found} | {statistics.mean(errors):.2f} | {statistics.stdev(errors):.2f} |"
+    assert row in (ROOT / "RESULTS.md").read_text()

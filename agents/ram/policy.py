@@ -24,6 +24,9 @@ class RamPolicy:
         locator: chooses the locations instead of the learned location network.
     """
 
+    answers_early = True
+    """Its classifier is trained for the last glimpse, but has an opinion after each."""
+
     def __init__(
         self, model: RecurrentAttentionModel, name: str = "ram", locator: ScriptedLocator | None = None
     ) -> None:

@@ -1,0 +1,154 @@
+"""`python -m agents compare`: run folders and scripted policies on the same scenes."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agents.environment import make_env
+from agents.loading import RunConfig, TrainedRun, load_run
+from agents.progress import show_progress
+from agents.runs import RunFolder
+from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
+from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
+
+BORROWED = "*"
+Split = Literal["test", "validation"]
+ProtocolName = Literal["single", "average-10"]
+
+
+def compare_policies(
+    policies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="POLICY")],
+    task: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    reference: str | None = None,
+    protocol: ProtocolName = "single",
+    split: Split = "test",
+    data_root: str | None = None,
+    device: str = "cpu",
+    json: bool = False,
+    report: Path | None = None,
+    markdown: Path | None = None,
+    csv: Path | None = None,
+) -> None:
+    """Compare policies on the very same scenes; differences are to the first one named, or to --reference.
+
+    random, centre, scan and oracle look where their name says (oracle: at the digit) and leave the answer to the
+    network of the first run named on the task. That network was not trained for such looks: for a fair control train
+    one, `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
+
+    Args:
+        policies: Run folders, and any of random, centre, scan, oracle.
+        task: Task to compare on, may be given several times; default: that of the first run. A run plays its own task,
+            the others play all.
+        reference: The policy, as named here, that differences are to; default: the first on each task.
+        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
+        split: The test split, or the one checkpoints were chosen on.
+        data_root: Folder with the datasets, if it is not where the runs were trained.
+        device: PyTorch device, "cpu" or "cuda".
+        json: Print a JSON array and nothing else.
+        report: HTML file to write: tables, plots, and episodes side by side. It needs no other file.
+        markdown: Markdown file to write the tables to.
+        csv: CSV file to write, one line a policy and task.
+    """
+    if not policies:
+        raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
+    if reference is not None and reference not in policies:
+        raise ValueError(f"--reference must be one of the policies, {', '.join(policies)}, got {reference!r}")
+    runs = {name: load_run(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
+    tasks = task or tuple(run.config.task for run in runs.values())[:1]
+    if not tasks:
+        raise ValueError("--task must be given where no run folder is named")
+    _refuse_other_tasks(runs, tasks)
+    played: list[tuple[str, Evaluation]] = []
+    for task_name in dict.fromkeys(tasks):
+        own = {name: run for name, run in runs.items() if run.config.task == task_name}
+        first = next(iter(own.values()), None)
+        setting = first.config.environment() if first else get_task(task_name).config.replace(data_root=data_root)
+        for name in policies:
+            if name in runs and name not in own:
+                continue
+            env = make_env(setting.replace(split=split), device)
+            policy: Policy
+            if name in own:
+                policy = own[name].make_policy(env, None, name)
+            elif first is None:
+                policy = ScriptedPolicy(name, env)
+            else:
+                policy = first.make_policy(env, name, name + BORROWED)
+            played.append((name, evaluate_with_progress(policy, env, task_name, protocol)))
+    evaluations = [evaluation for _, evaluation in played]
+    base = next((evaluation.policy for name, evaluation in played if name == reference), None)
+    is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
+    note = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
+    table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "")
+    if json:
+        print(table.to_json())
+    else:
+        _show(table)
+    for path, text in ((markdown, table.to_markdown()), (csv, table.to_csv())):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if report is not None:
+        options = [("--task", name) for name in task]
+        options += [("--protocol", protocol), ("--split", split), ("--device", device)]
+        options += [("--reference", reference)] if reference else []
+        options += [("--data-root", data_root)] if data_root else []
+        words = ["python", "-m", "agents", "compare", *policies, *(word for option in options for word in option)]
+        write_report(report, table, command=shlex.join(words))
+
+
+def evaluate_with_progress(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: ProtocolName) -> Evaluation:
+    """`ram_gym.evaluate` on the whole split, with a progress display."""
+    start = time.monotonic()
+    with show_progress(f"evaluating {policy.name}") as report:
+
+        def on_batch(done: int) -> None:
+            seconds = time.monotonic() - start
+            report(done / env.num_images, f"{done:,} scenes", seconds / done * (env.num_images - done))
+
+        return evaluate(policy, env, task=task, protocol=protocol, on_batch=on_batch)
+
+
+def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> None:
+    """Raises ValueError for a run of none of the tasks, or of another setting than the first run of its task."""
+    first: dict[str, RunConfig] = {}
+    for name, run in runs.items():
+        there = first.setdefault(run.config.task, run.config)
+        # Where the files lie does not matter, only what they show.
+        ours, theirs = (config.environment().replace(data_root=None) for config in (run.config, there))
+        if run.config.task not in tasks or ours != theirs:
+            wanted = _describe(there) if run.config.task in tasks else ", ".join(tasks)
+            raise ValueError(f"{name} is a run on {_describe(run.config)}; the comparison is on {wanted}")
+
+
+def _describe(config: RunConfig) -> str:
+    setting = config.environment()
+    return f"{config.task} ({setting.composition}, {setting.num_glimpses} glimpses)"
+
+
+def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Folders' names without the path, where that leaves no two alike."""
+    names = dict.fromkeys(evaluation.policy for evaluation in evaluations)
+    short = {name: Path(name).name for name in names}
+    return short if len(set(short.values())) == len(names) else {}
+
+
+def _show(table: ComparisonTable) -> None:
+    console = Console()
+    for task in table.by_task:
+        for section in table.sections(task):
+            shown = Table(title=section.title, caption=section.note)
+            for number, heading in enumerate(section.headings):
+                shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+            for row in section.rows:
+                shown.add_row(*map(Text, row))
+            console.print(shown)

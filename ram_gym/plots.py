@@ -1,0 +1,216 @@
+"""Plots of evaluations, as SVG for an HTML page. Needs `pip install 'ram_gym[report]'`.
+
+What is drawn in ink takes the colour of the text around it, so that one drawing is legible on light and dark pages.
+Policies differ in marker and line as well as in colour.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ram_gym.evaluation import Evaluation
+from ram_gym.statistics import wilson_percent
+
+_INK = "#010203"  # stands for the page's own text colour
+_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", "-.", ":")
+_ALARM = (213, 94, 0)
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+}
+_LONGEST_NAME = 44
+_MAX_CELLS = 30
+"""A canvas is cut into at most this many squares along each axis to count looks."""
+_MAX_WRITTEN_CLASSES = 12
+"""Confusion matrices of more classes have no numbers in their cells."""
+
+_NUMBERS = itertools.count()
+
+Named = Sequence[tuple[str, Evaluation]]
+"""What the drawing calls a policy, and its evaluation."""
+
+
+def plot_accuracy(evaluations: Named) -> str:
+    """Accuracy after each glimpse, with Wilson intervals; one mark at the end for policies that answer there alone."""
+    with _figure() as (_, axes, finish):
+        for number, (name, evaluation) in enumerate(evaluations):
+            counts = evaluation.right_by_glimpse
+            last = evaluation.setting.num_glimpses
+            if counts is None:
+                glimpses, counts = [last], [evaluation.episodes - evaluation.errors]
+            else:
+                glimpses = list(range(1, last + 1))
+            values = np.array(counts) * 100 / evaluation.episodes
+            bounds = np.array([wilson_percent(count, evaluation.episodes) for count in counts]).T
+            spread = np.abs(bounds - values)
+            axes.errorbar(glimpses, values, spread, label=_short(name), capsize=2, **_line(number))
+        axes.set_ylabel("accuracy in %")
+        _by_glimpse(axes)
+        _legend(axes)
+        return finish()
+
+
+def plot_distance(evaluations: Named) -> str:
+    """Mean distance of each glimpse from the image's centre."""
+    with _figure() as (_, axes, finish):
+        for number, (name, evaluation) in enumerate(evaluations):
+            values = evaluation.distance_by_glimpse_pixels
+            axes.plot(range(1, len(values) + 1), values, label=_short(name), **_line(number))
+        axes.set_ylabel("distance in canvas pixels")
+        axes.set_ylim(bottom=0)
+        _by_glimpse(axes)
+        _legend(axes)
+        return finish()
+
+
+def plot_class_error(evaluations: Named) -> str:
+    """Error on the scenes of each class."""
+    with _figure() as (_, axes, finish):
+        for number, (name, evaluation) in enumerate(evaluations):
+            errors = [np.nan if error is None else error for error in evaluation.class_error_percent]
+            shift = (number - (len(evaluations) - 1) / 2) * 0.6 / len(evaluations)
+            style = {**_line(number), "linestyle": "none"}
+            axes.plot(np.arange(len(errors)) + shift, errors, label=_short(name), **style)
+        axes.set_xlabel("class")
+        axes.set_ylabel("error in %")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        axes.grid(axis="y")
+        _legend(axes)
+        return finish()
+
+
+def plot_density(evaluation: Evaluation) -> str:
+    """Where on the canvas a policy looked, but for the first glimpse, whose place the environment chose."""
+    size, shares = evaluation.setting.canvas_size, looks_percent(evaluation)
+    with _figure(3.1, 2.6) as (figure, axes, finish):
+        extent = (0, size, size, 0)
+        image = axes.imshow(shares, extent=extent, norm=PowerNorm(0.5, 0, shares.max()), interpolation="nearest")
+        bar = figure.colorbar(image, ax=axes, label="% of looks")
+        bar.outline.set_visible(False)
+        axes.set_xlabel("x in pixels")
+        axes.set_ylabel("y in pixels")
+        return finish()
+
+
+def looks_percent(evaluation: Evaluation) -> np.ndarray:
+    """Share of the looks on each square of the canvas, in percent: float64 (rows, columns).
+
+    The first glimpse, whose place the environment chose, counts only where there is no other.
+    """
+    size, cells = evaluation.setting.canvas_size, _num_cells(evaluation)
+    chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
+    x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
+    counts, _, _ = np.histogram2d(y, x, bins=cells, range=((0, size), (0, size)))
+    return 100 * counts / counts.sum()
+
+
+def cell_side(evaluation: Evaluation) -> float:
+    """Side in canvas pixels of the squares that `plot_density` counts in."""
+    return evaluation.setting.canvas_size / _num_cells(evaluation)
+
+
+def _num_cells(evaluation: Evaluation) -> int:
+    return min(evaluation.setting.canvas_size, _MAX_CELLS)
+
+
+def plot_confusion(evaluation: Evaluation) -> str:
+    """How many scenes of each class got each answer; wrong answers shaded by their share of the class."""
+    confusion = evaluation.confusion.numpy()
+    num = len(confusion)
+    wrong = confusion * (1 - np.eye(num, dtype=np.int64)) / np.maximum(confusion.sum(1, keepdims=True), 1)
+    shade = np.zeros((num, num, 4), np.uint8)
+    shade[..., :3] = _ALARM
+    shade[..., 3] = np.rint(220 * np.sqrt(wrong / max(wrong.max(), 1e-9)))
+    with _figure(4.2, 3.9) as (_, axes, finish):
+        axes.imshow(shade, interpolation="nearest")
+        if num <= _MAX_WRITTEN_CLASSES:
+            for (row, column), count in np.ndenumerate(confusion):
+                if count:
+                    weight = "bold" if row == column else "normal"
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=7, weight=weight)
+            axes.set_xticks(range(num))
+            axes.set_yticks(range(num))
+        axes.set_xlabel("answer")
+        axes.set_ylabel("right label")
+        return finish()
+
+
+@contextmanager
+def _figure(width: float = 4.8, height: float = 3.0) -> Iterator[tuple[Figure, Any, Callable[[], str]]]:
+    """A figure with one pair of axes, and the function that makes it SVG."""
+    with rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height))
+        yield figure, figure.add_subplot(), lambda: _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Inside HTML, the names of the XML dialects are understood.
+    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)
+    # Names are for the whole page: only those that are used stay, and each plot has its own.
+    prefix, used = f"plot{next(_NUMBERS)}-", set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    return text.replace(_INK, "currentColor")
+
+
+def _line(number: int) -> dict[str, Any]:
+    """How the lines of the policy of a number look."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _LINES[number % len(_LINES)],
+        "markersize": 5,
+        "linewidth": 1.5,
+    }
+
+
+def _by_glimpse(axes: Any) -> None:
+    axes.set_xlabel("glimpses taken")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid()
+
+
+def _legend(axes: Any) -> None:
+    """A legend above the axes, in as many columns as its names leave room for."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = max(1, min(3, 72 // (max(map(len, names)) + 8)))
+    axes.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.5)
+
+
+def _short(name: str) -> str:
+    """A name that fits, and that is no hidden one to matplotlib."""
+    cut = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+    return f"\N{ZERO WIDTH SPACE}{cut}" if cut.startswith("_") else cut

@@ -1,0 +1,192 @@
+"""One HTML file on a comparison, that needs nothing else: tables, plots, and episodes side by side.
+
+Needs `pip install 'ram_gym[report]'`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ram_gym.coordinates import location_to_pixel, patch_origins
+from ram_gym.evaluation import Evaluation
+from ram_gym.tables import ComparisonTable
+from ram_gym.vector_env import GlimpseVectorEnv
+
+MAX_SCENES = 24
+"""How many scenes of each task a report shows unless told otherwise."""
+_PACKAGES = ("gymnasium", "numpy", "torch", "scipy")
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    table: ComparisonTable,
+    *,
+    envs: Mapping[str, GlimpseVectorEnv] | None = None,
+    command: str | None = None,
+    max_scenes: int = MAX_SCENES,
+) -> None:
+    """Writes a comparison as one HTML file without outside links or scripts.
+
+    Args:
+        path: the file; its folder is made if need be.
+        table: what to report.
+        envs: environments of the tasks that the scenes are drawn with, by the tasks' names; their running episodes end.
+            Default: made from the evaluations, which works for named datasets.
+        command: what made the comparison, for the reader.
+        max_scenes: how many scenes of each task to show.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+        ValueError: an environment shows other scenes than were played, or there is none for a dataset of the caller's.
+    """
+    try:
+        import jinja2
+
+        from ram_gym import plots
+    except ImportError as error:
+        raise ImportError("a report needs jinja2 and matplotlib: pip install 'ram_gym[report]'") from error
+
+    tasks = []
+    for number, (task, by_policy) in enumerate(table.by_task.items()):
+        there = list(by_policy.values())
+        named = [(table.labels[name], evaluation) for name, evaluation in by_policy.items()]
+        env = (envs or {}).get(task) or _make_env(task, there[0])
+        results, *by_glimpse = table.sections(task)
+        tasks.append(
+            {
+                "id": f"task-{number}",
+                "name": task or "results",
+                "results": results,
+                "by_glimpse": by_glimpse,
+                "accuracy": plots.plot_accuracy(named),
+                "distance": plots.plot_distance(named),
+                "cell": plots.cell_side(there[0]),
+                "class_error": plots.plot_class_error(named),
+                "each": [(name, plots.plot_density(e), plots.plot_confusion(e)) for name, e in named],
+                "scenes": _scenes(named, env, f"scene-{number}", max_scenes),
+                "setting": there[0].setting.replace(data_root=None).to_dict(),
+                "scene_seed": there[0].setting.fixed_scene_seed,
+                "protocol": there[0].protocol,
+                "num_glimpses": there[0].setting.num_glimpses,
+            }
+        )
+    loader = jinja2.PackageLoader("ram_gym", "templates")
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).get_template("report.html.jinja")
+    text = template.render(
+        tasks=tasks, command=command, versions=_versions(), when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    )
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def pick_scenes(evaluations: Sequence[Evaluation], number: int) -> list[int]:
+    """Indices of the scenes worth a look, hardest first.
+
+    Those on which most policies are wrong come first. So that not all are scenes that nobody gets, those on which some
+    policies are right and others wrong have half the places, if there are so many; scenes that all get come last.
+    """
+    wrong = torch.stack([~evaluation.is_right for evaluation in evaluations]).sum(0)  # (episodes,)
+    order = torch.argsort(wrong, descending=True, stable=True)
+    every = order[wrong[order] == len(evaluations)].tolist()
+    some = order[(wrong[order] > 0) & (wrong[order] < len(evaluations))].tolist()
+    none = order[wrong[order] == 0].tolist()
+    num_every = min(len(every), max(number - len(some), number - number // 2))
+    picked = every[:num_every] + some[: number - num_every]
+    return picked + none[: number - len(picked)]
+
+
+def _make_env(task: str, evaluation: Evaluation) -> GlimpseVectorEnv:
+    try:
+        return GlimpseVectorEnv(min(evaluation.episodes, MAX_SCENES), evaluation.setting)
+    except ValueError as error:
+        raise ValueError(f"envs must have an environment of {task!r} to draw its scenes with: {error}") from error
+
+
+def _draw_canvases(env: GlimpseVectorEnv, picked: list[int], evaluation: Evaluation) -> Tensor:
+    """The canvases of scenes, uint8 (len(picked), C, S, S), on the CPU."""
+    ours, theirs = (config.replace(data_root=None) for config in (env.config, evaluation.setting))
+    parts = []
+    for start in range(0, len(picked), env.num_envs):
+        index = torch.tensor(picked[start : start + env.num_envs])
+        lanes = index[torch.arange(env.num_envs) % len(index)]
+        if ours != theirs or int(index.max()) >= env.num_images:
+            raise ValueError(f"envs must show the scenes that were played, got {ours} instead of {theirs}")
+        env.reset(options={"index": lanes})
+        if not torch.equal(env.labels[: len(index)].cpu(), evaluation.labels[index]):
+            raise ValueError(f"envs must show the scenes that were played on {evaluation.task!r}, got other labels")
+        parts.append(env.canvases[: len(index)].cpu().clone())
+    return torch.cat(parts)
+
+
+def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: str, number: int) -> list[Any]:
+    """What the template needs to know of each scene, and of each policy's episode on it."""
+    first = named[0][1]
+    picked = pick_scenes([evaluation for _, evaluation in named], number)
+    if not picked:
+        return []
+    found = []
+    for index, canvas in zip(picked, _draw_canvases(env, picked, first), strict=True):
+        centre = location_to_pixel(first.digit_locations[index], first.setting.canvas_size)
+        episodes = [_episode(name, evaluation, index) for name, evaluation in named]
+        found.append(
+            {
+                "id": f"{prefix}-{index}",
+                "index": index,
+                "size": first.setting.canvas_size,
+                "picture": _as_data(canvas.numpy()),
+                "label": int(first.labels[index]),
+                "centre": centre.tolist(),
+                "num_wrong": sum(not episode["is_right"] for episode in episodes),
+                "episodes": episodes,
+            }
+        )
+    return found
+
+
+def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
+    setting = evaluation.setting
+    points = location_to_pixel(evaluation.locations[index], setting.canvas_size)  # (T, 2)
+    boxes = []
+    for scale in range(setting.num_scales):
+        side = setting.patch_side(scale)
+        boxes.append((side, patch_origins(points, side).tolist()))
+    return {
+        "name": name,
+        "points": [(round(x, 2), round(y, 2)) for x, y in points.tolist()],
+        "fine": boxes[0],
+        "coarse": [(side, places[-1]) for side, places in boxes[1:]],
+        "prediction": int(evaluation.predictions[index]),
+        "is_right": bool(evaluation.is_right[index]),
+        "answers": evaluation.answers[index].tolist() if evaluation.answers_early else None,
+    }
+
+
+def _as_data(canvas: np.ndarray) -> str:
+    """A canvas, uint8 (C, S, S), C 1 or 3, as the address of a PNG that holds it."""
+    pixels = canvas[0] if len(canvas) == 1 else np.moveaxis(canvas, 0, -1)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _versions() -> dict[str, str]:
+    from ram_gym import __version__
+
+    versions = {"ram_gym": __version__, "python": platform.python_version()}
+    return versions | {package: metadata.version(package) for package in _PACKAGES}

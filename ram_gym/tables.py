@@ -1,0 +1,246 @@
+"""Several policies on several tasks: played on the same scenes, and written as tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ram_gym.evaluation import Evaluation, Policy, ProtocolName, compare, evaluate
+from ram_gym.statistics import Comparison
+from ram_gym.vector_env import GlimpseVectorEnv
+
+
+def evaluate_all(
+    policies: Iterable[Policy | Callable[[GlimpseVectorEnv], Policy]],
+    envs: Mapping[str, GlimpseVectorEnv],
+    *,
+    reference: str | None = None,
+    protocol: ProtocolName = "single",
+    episodes: int | None = None,
+    on_batch: Callable[[str, str, int], None] | None = None,
+) -> ComparisonTable:
+    """Plays every policy on every task.
+
+    Args:
+        policies: policies, or functions that make one for an environment.
+        envs: the environments by the tasks' names; see `evaluate`.
+        reference: name of the policy that differences are to; default: the first one.
+        protocol: see `evaluate`.
+        episodes: how many scenes of each task; None: all of the split.
+        on_batch: called with task, policy and number of scenes played so far, after each batch.
+
+    Raises:
+        ValueError: see `evaluate` and `ComparisonTable`.
+    """
+    evaluations = []
+    makers = list(policies)
+    for task, env in envs.items():
+        for maker in makers:
+            policy: Policy = maker if hasattr(maker, "act") else maker(env)  # type: ignore[assignment]
+
+            def report(done: int, task: str = task, name: str = getattr(policy, "name", "")) -> None:
+                if on_batch is not None:
+                    on_batch(task, name, done)
+
+            evaluations.append(evaluate(policy, env, task=task, protocol=protocol, episodes=episodes, on_batch=report))
+    return ComparisonTable(evaluations, reference)
+
+
+class Section(NamedTuple):
+    """One table to be read: a title, a line on what it shows, headings, and rows of as many cells."""
+
+    title: str
+    note: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+class ComparisonTable:
+    """Evaluations of several policies on one or more tasks, and what they are worth beside a reference.
+
+    Args:
+        evaluations: in the order they are shown.
+        reference: name of the policy that differences are to; default: on each task the first one. On a task that it
+            did not play there are no differences.
+        labels: how tables call policies, by their names; default: by their names.
+        note: what else a reader of the tables must know.
+
+    Raises:
+        ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes and
+            protocol; or no policy has the reference's name.
+    """
+
+    def __init__(
+        self,
+        evaluations: Sequence[Evaluation],
+        reference: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        if not evaluations:
+            raise ValueError("evaluations must hold at least one, got none")
+        names = list(dict.fromkeys(evaluation.policy for evaluation in evaluations))
+        if reference is not None and reference not in names:
+            raise ValueError(f"reference must be one of {', '.join(names)}, got {reference!r}")
+        self.by_task: dict[str, dict[str, Evaluation]] = {}
+        self.labels = {name: (labels or {}).get(name, name) for name in names}
+        for evaluation in evaluations:
+            there = self.by_task.setdefault(evaluation.task, {})
+            if evaluation.policy in there:
+                raise ValueError(f"policies must have names of their own, got {evaluation.policy!r} twice")
+            there[evaluation.policy] = evaluation
+        self._reference, self._note = reference, f"; {note}" if note else ""
+        self._comparisons: dict[tuple[str, str], Comparison] = {}
+        for task, there in self.by_task.items():
+            first = next(iter(there.values()))
+            for evaluation in there.values():
+                if evaluation.protocol != first.protocol:
+                    raise ValueError(
+                        f"evaluations on {task!r} must be of one protocol, got {first.protocol!r} for "
+                        f"{first.policy!r} and {evaluation.protocol!r} for {evaluation.policy!r}"
+                    )
+                compare(evaluation, first)  # refuses other scenes
+            base = self.reference(task)
+            for name, evaluation in there.items():
+                if base is not None and name != base:
+                    self._comparisons[task, name] = compare(evaluation, there[base])
+
+    def reference(self, task: str) -> str | None:
+        """Name of the policy that differences on a task are to; None if it did not play there."""
+        there = self.by_task[task]
+        if self._reference is None:
+            return next(iter(there))
+        return self._reference if self._reference in there else None
+
+    def comparison(self, task: str, policy: str) -> Comparison | None:
+        """A policy's paired difference to the reference; None for the reference, and where there is none."""
+        return self._comparisons.get((task, policy))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each evaluation: what JSON and CSV hold.
+
+        That is `Evaluation.to_dict`, `scenes_per_second`, the `reference` and, but for the reference itself, the paired
+        differences of errors and of accuracies to it, in points, and McNemar's exact p.
+        """
+        rows = []
+        for task, there in self.by_task.items():
+            for name, evaluation in there.items():
+                row = {**evaluation.to_dict(), "scenes_per_second": evaluation.scenes_per_second}
+                row["reference"] = self.reference(task)
+                difference = self.comparison(task, name)
+                if difference is not None:
+                    row["difference_percent"] = difference.difference_percent
+                    row["difference_interval_percent"] = list(difference.interval_percent)
+                    row["accuracy_difference_percent"] = difference.accuracy_difference_percent
+                    row["accuracy_difference_interval_percent"] = list(difference.accuracy_interval_percent)
+                    row["p_value"] = difference.p_value
+                rows.append(row)
+        return rows
+
+    def sections(self, task: str) -> list[Section]:
+        """The tables on a task, as they are shown: results, accuracy by glimpse (if known), distance by glimpse."""
+        there = list(self.by_task[task].values())
+        first, reference = there[0], self.reference(task)
+        against = f"paired difference to {self.labels[reference]}" if reference is not None else "difference"
+        title = f"{task or 'results'}, {first.split} split, {first.protocol} protocol, {first.episodes} scenes"
+        results = Section(
+            title,
+            f"accuracy with Wilson's interval; {against} in points, with Tango's interval; p: McNemar's exact test"
+            f"{self._note}",
+            ["policy", "accuracy % (95% interval)", "difference (95% interval)", "p", "scenes/s"],
+            [self._result_cells(task, evaluation) for evaluation in there],
+        )
+        glimpses = [str(number + 1) for number in range(first.setting.num_glimpses)]
+        whose = "" if first.protocol == "single" else "; first rollout alone"
+        by_glimpse = [(e.policy, e.accuracy_by_glimpse_percent) for e in there]
+        early = [[self.labels[name], *(f"{v:.2f}" for v in values)] for name, values in by_glimpse if values]
+        distances = [[self.labels[e.policy], *(f"{v:.1f}" for v in e.distance_by_glimpse_pixels)] for e in there]
+        sections = [results]
+        if early:
+            note = f"of policies that can answer early{whose}"
+            sections.append(Section("accuracy % after each glimpse", note, ["policy", *glimpses], early))
+        note = f"mean over scenes; the environment chose the first location{whose}"
+        sections.append(
+            Section("pixels from the image's centre at each glimpse", note, ["policy", *glimpses], distances)
+        )
+        return sections
+
+    def _result_cells(self, task: str, evaluation: Evaluation) -> list[str]:
+        difference = self.comparison(task, evaluation.policy)
+        cells = [
+            self.labels[evaluation.policy],
+            format_interval("{:.2f}", evaluation.accuracy_percent, evaluation.accuracy_interval_percent),
+            "",
+            "",
+            f"{evaluation.scenes_per_second:,.0f}",
+        ]
+        if difference is not None:
+            value, interval = difference.accuracy_difference_percent, difference.accuracy_interval_percent
+            p_value = f"{difference.p_value:.2g}" if difference.p_value > 1e-99 else "<1e-99"
+            cells[2:4] = [format_interval("{:+.2f}", value, interval), p_value]
+        return cells
+
+    def to_text(self) -> str:
+        """Plain text for a terminal, in columns."""
+        parts = []
+        for task in self.by_task:
+            for section in self.sections(task):
+                table = [section.headings, *section.rows]
+                widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+                lines = [
+                    "  ".join(cell.rjust(w) if n else cell.ljust(w) for n, (cell, w) in enumerate(cells)).rstrip()
+                    for cells in (list(zip(row, widths, strict=True)) for row in table)
+                ]
+                rule = "  ".join("-" * width for width in widths)
+                parts.append("\n".join([section.title, f"({section.note})", lines[0], rule, *lines[1:]]))
+        return "\n\n".join(parts) + "\n"
+
+    def to_markdown(self) -> str:
+        """Markdown: a heading and tables for each task."""
+        parts = []
+        for task in self.by_task:
+            for level, section in enumerate(self.sections(task)):
+                lines = [section.headings, ["---", *["---:"] * (len(section.headings) - 1)], *section.rows]
+                table = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines]
+                title = f"## {section.title}" if level == 0 else f"**{section.title}**"
+                parts.append("\n".join([_in_markdown(title), "", f"{section.note}.", "", *table]))
+        return "\n\n".join(parts) + "\n"
+
+    def to_csv(self) -> str:
+        """One line for each evaluation. Intervals and lists by glimpse have a column for each number."""
+        flat = [_flatten(row) for row in self.rows()]
+        columns = list(dict.fromkeys(key for row in flat for key in row))
+        file = io.StringIO()
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return file.getvalue()
+
+    def to_json(self) -> str:
+        """A JSON array of `rows()`."""
+        return json.dumps(self.rows(), allow_nan=False)
+
+
+def format_interval(form: str, value: float, interval: tuple[float, float]) -> str:
+    """A number and its interval, each in the given form: "1.0 (0.5 to 1.5)"."""
+    low, high = interval
+    return f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
+
+
+def _in_markdown(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
+
+
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.endswith("interval_percent"):
+            flat[f"{key}_low"], flat[f"{key}_high"] = value
+        elif isinstance(value, list):
+            flat |= {f"{key}_{number}": entry for number, entry in enumerate(value, 1)}
+        elif value is not None:
+            flat[key] = value
+    return flat

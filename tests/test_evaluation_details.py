@@ -1,0 +1,183 @@
+"""What an evaluation keeps of each episode, against loops and single environments; and whom errors name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ram_gym import Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, scenes
+
+SHAPE = {"canvas_size": 12, "num_glimpses": 3, "patch_size": 4, "split": "test"}
+
+
+def make(small_images: tuple, num_envs: int = 7, **fields: Any) -> GlimpseVectorEnv:
+    options = {**SHAPE, "output": "torch", "autoreset_mode": "Disabled", **fields}
+    return GlimpseVectorEnv(num_envs, dataset=small_images, **options)
+
+
+def plan(index: int, step: int) -> tuple[list[float], int]:
+    """Where the known policy looks and what it answers at a step (0, 1, ...) of a scene."""
+    right = index % 5
+    # Scene i is right from its step i % 4 on, so never where that is 3.
+    return [0.1 * (index % 7) - 0.3, 0.5 - 0.4 * step], right if step >= index % 4 else (right + 1 + index % 3) % 5
+
+
+class Known:
+    name = "known"
+    answers_early = True
+
+    def __init__(self, env: GlimpseVectorEnv, as_arrays: bool = False) -> None:
+        self.env, self.as_arrays = env, as_arrays
+
+    def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
+        step = state or 0
+        steps = [plan(i, step) for i in self.env._index.tolist()]
+        location, label = torch.tensor([place for place, _ in steps]), torch.tensor([label for _, label in steps])
+        observation["location"].zero_()  # a policy may write into what it got
+        if self.as_arrays:
+            return {"location": location.numpy(), "label": label.numpy()}, step + 1
+        logs = torch.nn.functional.one_hot(label, 5).float().log()
+        return {"location": location, "label": label, "log_probabilities": logs}, step + 1
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 20, 33])
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_every_step_is_kept_by_image_index(small_images: tuple, num_envs: int, as_arrays: bool) -> None:
+    env = make(small_images, num_envs)
+    evaluation = evaluate(Known(env, as_arrays), env)
+    single = GlimpseEnv(dataset=small_images, **SHAPE)
+    answers, places, centres = [], [], []
+    for index in range(20):
+        observation, _ = single.reset(options={"index": index})
+        answers.append([plan(index, step)[1] for step in range(3)])
+        places.append([observation["location"].tolist(), plan(index, 0)[0], plan(index, 1)[0]])
+        centres.append(single.digit_location.tolist())
+    assert evaluation.answers.tolist() == answers
+    assert evaluation.predictions.tolist() == [row[-1] for row in answers]
+    np.testing.assert_array_equal(evaluation.locations, np.array(places, np.float32))
+    np.testing.assert_array_equal(evaluation.digit_locations, np.array(centres, np.float32))
+    assert evaluation.seconds > 0
+    assert evaluation.scenes_per_second == 20 / evaluation.seconds
+
+
+def known(small_images: tuple, **options: Any) -> Evaluation:
+    env = make(small_images)
+    return evaluate(Known(env), env, task="t", **options)
+
+
+def test_derived_numbers_against_loops(small_images: tuple) -> None:
+    evaluation = known(small_images)
+    labels, predictions = evaluation.labels.tolist(), evaluation.predictions.tolist()
+    confusion = np.zeros((5, 5), int)
+    for label, prediction in zip(labels, predictions, strict=True):
+        confusion[label, prediction] += 1
+    assert evaluation.confusion.tolist() == confusion.tolist()
+    for label in range(5):
+        wrong = [p != label for y, p in zip(labels, predictions, strict=True) if y == label]
+        assert evaluation.class_error_percent[label] == pytest.approx(100 * sum(wrong) / len(wrong))
+    distances = np.zeros(3)
+    for places, (x, y) in zip(evaluation.locations.tolist(), evaluation.digit_locations.tolist(), strict=True):
+        for glimpse, (px, py) in enumerate(places):
+            distances[glimpse] += np.hypot((px - x) * 6, (py - y) * 6) / 20  # 12 pixels are 2 units wide
+    np.testing.assert_allclose(evaluation.distance_by_glimpse_pixels, distances, rtol=1e-6)
+    # A quarter of the scenes is right from the first answer on, another from the second, another from the third.
+    assert evaluation.accuracy_by_glimpse_percent == [25, 50, 75]
+    assert evaluation.accuracy_percent == 75 == 100 - evaluation.error_percent
+    low, high = evaluation.interval_percent
+    np.testing.assert_allclose(evaluation.accuracy_interval_percent, (100 - high, 100 - low))
+    assert json.loads(json.dumps(evaluation.to_dict()))["accuracy_by_glimpse_percent"] == [25, 50, 75]
+
+
+def test_without_early_answers_nothing_is_said_of_them(small_images: tuple) -> None:
+    env = make(small_images)
+    policy = Known(env)
+    policy.answers_early = False  # type: ignore[misc]
+    evaluation = evaluate(policy, env)
+    assert evaluation.accuracy_by_glimpse_percent is None
+    assert evaluation.to_dict()["accuracy_by_glimpse_percent"] is None
+
+
+def test_a_class_without_scenes_has_no_error(small_images: tuple) -> None:
+    assert known(small_images, episodes=3).class_error_percent[3:] == [None, None]
+
+
+def test_average_10_describes_its_first_rollout(small_images: tuple) -> None:
+    averaged, single = known(small_images, protocol="average-10"), known(small_images)
+    for name in ("answers", "locations", "digit_locations", "labels"):
+        assert torch.equal(getattr(averaged, name), getattr(single, name))
+    keys = scenes.scene_keys(torch.arange(20), torch.full((20,), 2014), "test")
+    assert torch.equal(averaged.locations[:, 0], scenes.first_locations(keys, 0))
+
+
+class Odd:
+    name = "odd"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def act(self, observation: dict[str, Any], state: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+GOOD = {"location": torch.zeros(7, 2), "label": torch.zeros(7, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (GOOD, r"policy 'odd': act must return \(action, state\), got dict"),
+        ((1, 2, 3), r"policy 'odd': act must return \(action, state\), got tuple"),
+        ((torch.zeros(7, 2), None), "policy 'odd': the action must be a dict with location and label, got Tensor"),
+        (({**GOOD, "location": torch.zeros(3, 2)}, 0), r"policy 'odd': .*location.* \(7, 2\), got \(3, 2\)"),
+        (({**GOOD, "label": torch.zeros(7)}, 0), "policy 'odd': .*label.*integers"),
+        (({**GOOD, "label": torch.full((7,), 5)}, 0), r"policy 'odd': .*label.*\[0, 5\)"),
+        (({**GOOD, "location": np.full((7, 2), np.inf)}, 0), "policy 'odd': .*location.*finite"),
+        (({**GOOD, "where": 1}, 0), "policy 'odd': .*unknown where"),
+    ],
+)
+def test_bad_actions_name_the_policy(small_images: tuple, answer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(Odd(answer), make(small_images))
+
+
+@pytest.mark.parametrize(
+    ("logs", "message"),
+    [
+        (torch.full((7, 5), torch.nan), "policy 'odd': .*NaN"),
+        (torch.zeros(7, 9), r"policy 'odd': log_probabilities must have shape \(7, 5\), got \(7, 9\)"),
+    ],
+)
+def test_bad_log_probabilities_name_the_policy(small_images: tuple, logs: Any, message: str) -> None:
+    env = make(small_images)
+    with pytest.raises(ValueError, match=message):
+        evaluate(Odd(({**GOOD, "log_probabilities": logs}, 0)), env, protocol="average-10")
+    assert evaluate(Known(env), env).accuracy_percent == 75, "the environment is as good as new"
+
+
+def test_an_error_of_the_policys_own_says_whose_it_is(small_images: tuple) -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
+        evaluate(Odd(RuntimeError("shapes cannot be multiplied")), make(small_images))
+    assert "raised by policy 'odd'" in raised.value.__notes__
+
+
+def test_what_is_no_policy_is_refused(small_images: tuple) -> None:
+    with pytest.raises(ValueError, match="as_policy"):
+        evaluate(lambda observation: observation, make(small_images))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: bad actions are reported late there")
+@pytest.mark.parametrize("protocol", ["single", "average-10"])
+def test_bad_actions_name_the_policy_on_a_gpu(small_images: tuple, protocol: Any) -> None:
+    env = make(small_images, device="cuda")
+    logs = torch.zeros(7, 5, device="cuda")
+    for change in ({"location": torch.full((7, 2), torch.nan)}, {"label": torch.full((7,), 5)}):
+        action = {key: value.cuda() for key, value in {**GOOD, **change}.items()}
+        with pytest.raises(ValueError, match="policy 'odd'"):
+            evaluate(Odd(({**action, "log_probabilities": logs}, 0)), env, protocol=protocol)
+        env.reset()
