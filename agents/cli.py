@@ -15,10 +15,11 @@ import tyro
 from rich.console import Console
 
 from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
+from agents.environment import make_env
 from agents.loading import load_run
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
-from agents.ram.rollout import make_env, read_ram_config
+from agents.ram.rollout import read_ram_config
 from agents.ram.trainer import Progress, train
 from agents.ranks import join_ranks
 from agents.runs import RunFolder

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.environment import make_env
 from agents.loading import RunConfig, TrainedRun, load_run
 from agents.progress import show_progress
-from agents.ram.rollout import make_env
 from agents.runs import RunFolder
 from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
