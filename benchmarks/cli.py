@@ -158,7 +158,7 @@ def training(options: Options) -> None:
     for task in options.tasks(TRAINING_TASKS):
         for device, threads in where:
             batches = options.batch or (preset(task).batch_size,)
-            cases += [Case("training.native", task, batch, threads, device) for batch in batches]
+            cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in ("", "bfloat16")]
             cases += [
                 Case("training.plain", task, PEER_BATCH, threads, device, variant)
                 for variant in ("tensor bounds", "python bounds")

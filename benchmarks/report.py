@@ -135,7 +135,8 @@ def aims(results: dict[str, dict[str, Any]]) -> Table:
             for native in (row for row in rows if row["measure"] == "training.native" and row["task"] == task):
                 for variant in ("tensor bounds", "python bounds"):
                     plain = _find(rows, native, measure="training.plain", variant=variant, batch=None)
-                    title = f"training {task}, {place(native)}: native / plain ({variant})"
+                    name = f"native {native['variant']}".strip()
+                    title = f"training {task}, {place(native)}: {name} / plain ({variant})"
                     body.append(_ratio(title, native, plain, 10))
     if "memory" in results:
         rows = results["memory"]["rows"]

@@ -17,13 +17,14 @@ PROFILED_OPERATIONS = 25
 
 
 def _config(case: Case, plan: Plan) -> RamConfig:
-    return dataclasses.replace(
+    config = dataclasses.replace(
         preset(case.task), data_root=plan.data_root, device=case.device, rollouts=1, batch_size=case.batch
     )
+    return dataclasses.replace(config, precision="bfloat16") if case.variant == "bfloat16" else config
 
 
 def native(case: Case, plan: Plan) -> dict[str, Any]:
-    """Images a second that the native agent learns from, one rollout each: rollout, losses, gradient, step."""
+    """Images a second that the native agent learns from, one rollout each; variant "bfloat16": with that precision."""
     trainer = Trainer(_config(case, plan))
 
     def update() -> None:

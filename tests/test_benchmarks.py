@@ -137,8 +137,10 @@ def test_a_missing_ap_gym_is_told_and_not_fatal(results: tuple[Path, dict[str, A
 
 
 def test_training_counts_images(results: tuple[Path, dict[str, Any]]) -> None:
-    native, *plain = results[1]["training"]["rows"]
+    native, rounded, *plain = results[1]["training"]["rows"]
     check_rate(native, 64)
+    check_rate(rounded, 64)
+    assert rounded["variant"] == "bfloat16"
     assert {row["variant"] for row in plain} == {"tensor bounds", "python bounds"}
     for row in plain:
         check_rate(row, 32)
