@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.full_image.config import NETWORKS, FullImageConfig
 from agents.ram.config import RamConfig, preset
 from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
@@ -15,19 +16,22 @@ from agents.sb3.config import Sb3Config
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 RAM_RUNS = [path for path in RUNS if RunFolder(path).read_agent() == "ram"]
+FULL_IMAGE_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in NETWORKS]
 SB3_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in ("ppo", "ppo-lstm")]
 
 
 def test_there_are_results() -> None:
     assert RAM_RUNS
     assert SB3_RUNS
-    assert set(RAM_RUNS + SB3_RUNS) == set(RUNS)
+    assert FULL_IMAGE_RUNS
+    assert set(RAM_RUNS + SB3_RUNS + FULL_IMAGE_RUNS) == set(RUNS)
 
 
-@pytest.mark.parametrize("path", RAM_RUNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RAM_RUNS + FULL_IMAGE_RUNS, ids=lambda path: path.name)
 def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
     folder = RunFolder(path)
-    config = RamConfig(**folder.read_config("ram"))
+    agent = folder.read_agent()
+    config = (RamConfig if agent == "ram" else FullImageConfig)(**folder.read_config(agent))
     found = folder.read_json("results.json")
     rows = folder.read_metrics()
     assert [row["epoch"] for row in rows] == list(range(1, config.epochs + 1))
