@@ -22,7 +22,7 @@ from agents.ram.config import RamConfig, preset
 from agents.ram.rollout import read_ram_config
 from agents.ram.trainer import Progress, train
 from agents.ranks import join_ranks
-from agents.runs import RunFolder
+from agents.runs import PRETRAINED, RunFolder, find_run, publish
 from ram_gym import save_gif
 
 
@@ -110,17 +110,17 @@ def evaluate_run(
     device: str = "cpu",
     json: bool = False,
 ) -> None:
-    """Measure a trained run on fixed scenes, and add what was found to its results.json.
+    """Measure a trained run on fixed scenes, and add what was found to its results.json (not to a pretrained one's).
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or pretrained:NAME.
         protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
         split: The test split, or the one the best checkpoint was chosen on.
         data_root: Folder with the datasets, if it is not where the run was trained.
         device: PyTorch device, "cpu" or "cuda".
         json: Print a JSON object and nothing else.
     """
-    trained = load_run(RunFolder(run), device, data_root)
+    trained = load_run(find_run(run), device, data_root)
     env = make_env(trained.config.environment().replace(split=split), device)
     policy = trained.make_policy(env, None, str(run))
     evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
@@ -133,8 +133,10 @@ def evaluate_run(
             f"{evaluation.task}, {split} split, {protocol} protocol: error {evaluation.error_percent:.2f}% "
             f"({evaluation.errors} of {evaluation.episodes}), 95% interval {low:.2f} to {high:.2f}%"
         )
+    if str(run).startswith(PRETRAINED):
+        return
     try:
-        RunFolder(run).add_result(f"{split} {protocol}", found)
+        find_run(run).add_result(f"{split} {protocol}", found)
     except (OSError, ValueError) as error:
         _say(f"not written to results.json: {error}")
 
@@ -151,7 +153,7 @@ def watch(
     """Draw a run's episodes as a GIF: the canvas, where it looks, what it sees, what it answers.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or pretrained:NAME.
         gif: File to write.
         episodes: How many scenes, one after the other.
         first: Index of the first one in the split.
@@ -159,7 +161,7 @@ def watch(
         data_root: Folder with the datasets, if it is not where the run was trained.
         milliseconds: How long each look is shown.
     """
-    trained = load_run(RunFolder(run), "cpu", data_root)
+    trained = load_run(find_run(run), "cpu", data_root)
     env = make_env(trained.config.environment().replace(split=split), "cpu", max(episodes, 1))
     policy = trained.make_policy(env, None, str(run))
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
@@ -182,6 +184,16 @@ def watch(
     gif.parent.mkdir(parents=True, exist_ok=True)
     save_gif(order, str(gif), milliseconds, milliseconds)
     print(f"{gif}: {episodes} episodes")
+
+
+def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:
+    """Copy a run's configuration, best weights and results to pretrained/, where pretrained:NAME finds them.
+
+    Args:
+        run: The run's folder.
+        name: Name to publish it under.
+    """
+    print(publish(RunFolder(run), name))
 
 
 def train_ppo_lstm(arguments: list[str]) -> None:
@@ -228,6 +240,7 @@ def main(arguments: list[str]) -> None:
             _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
         else:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
+            commands |= {"publish": publish_run}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

@@ -16,7 +16,7 @@ from rich.text import Text
 from agents.environment import make_env
 from agents.loading import RunConfig, TrainedRun, load_run
 from agents.progress import show_progress
-from agents.runs import RunFolder
+from agents.runs import find_run
 from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
 
@@ -45,7 +45,7 @@ def compare_policies(
     one, `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
 
     Args:
-        policies: Run folders, and any of random, centre, scan, oracle.
+        policies: Run folders, pretrained:NAME, and any of random, centre, scan, oracle.
         task: Task to compare on, may be given several times; default: that of the first run. A run plays its own task,
             the others play all.
         reference: The policy, as named here, that differences are to; default: the first on each task.
@@ -62,7 +62,7 @@ def compare_policies(
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
     if reference is not None and reference not in policies:
         raise ValueError(f"--reference must be one of the policies, {', '.join(policies)}, got {reference!r}")
-    runs = {name: load_run(RunFolder(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
+    runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     tasks = task or tuple(run.config.task for run in runs.values())[:1]
     if not tasks:
         raise ValueError("--task must be given where no run folder is named")

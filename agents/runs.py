@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,8 @@ from torch import Tensor
 import ram_gym
 
 PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
+PRETRAINED = "pretrained:"
+PRETRAINED_FOLDER = Path(__file__).parent.parent / "pretrained"
 
 
 class RunError(ValueError):
@@ -81,7 +84,7 @@ class RunFolder:
         Raises:
             RunError: there is no run, or it is another agent's.
         """
-        about = self._read_about()
+        about = self.read_about()
         if about.get("agent") != agent:
             raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
         return about["config"]
@@ -92,9 +95,14 @@ class RunFolder:
         Raises:
             RunError: there is no run.
         """
-        return str(self._read_about().get("agent"))
+        return str(self.read_about().get("agent"))
 
-    def _read_about(self) -> dict[str, Any]:
+    def read_about(self) -> dict[str, Any]:
+        """What config.json holds.
+
+        Raises:
+            RunError: there is no run, or the file is damaged.
+        """
         if not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} holds no run: there is no config.json in it")
         about = self.read_json("config.json")
@@ -177,6 +185,50 @@ class RunFolder:
     def remove_results(self) -> None:
         """Removes results.json, whose entries are of weights that training is about to replace."""
         (self.path / "results.json").unlink(missing_ok=True)
+
+
+def find_run(name: str | os.PathLike[str]) -> RunFolder:
+    """A run by the path of its folder or, as `pretrained:NAME`, one of those that the repository holds.
+
+    Raises:
+        RunError: no run of that name is held.
+    """
+    text = os.fspath(name)
+    if not text.startswith(PRETRAINED):
+        return RunFolder(text)
+    wanted = text.removeprefix(PRETRAINED)
+    held = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
+    if wanted not in held:
+        names = ", ".join(PRETRAINED + each for each in held) or "none, in this checkout"
+        raise RunError(f"pretrained runs are {names}, got {text!r}")
+    return RunFolder(PRETRAINED_FOLDER / wanted)
+
+
+def publish(folder: RunFolder, name: str) -> Path:
+    """Copies a finished run's configuration, best weights and results to where `pretrained:NAME` finds them.
+
+    The folder that its data lay in is left out.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        RunError: there is no such run, its best checkpoint is missing or damaged, or the name is taken or not plain.
+    """
+    target = PRETRAINED_FOLDER / name
+    if not re.fullmatch(r"[\w-]+", name):
+        raise RunError(f"name must be letters, digits, '-' and '_', got {name!r}")
+    if target.exists():
+        raise RunError(f"{target} is there already: remove it first, or choose another name")
+    about = folder.read_about()
+    weights, header = folder.read_tensors("best.safetensors")
+    results = folder.read_json("results.json", {})
+    target.mkdir(parents=True)
+    copy = RunFolder(target)
+    copy.write_json("config.json", {**about, "config": {**about["config"], "data_root": None}})
+    copy.write_tensors("best.safetensors", weights, header)
+    copy.write_json("results.json", results)
+    return target
 
 
 class TensorBoard:

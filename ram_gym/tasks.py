@@ -26,6 +26,8 @@ class Task(NamedTuple):
 _FOVEATED = {"num_glimpses": 8, "patch_size": 12}
 _TRANSLATED = {**_FOVEATED, "canvas_size": 60, "num_scales": 3}
 
+_CLUTTERED_100 = {**_FOVEATED, "canvas_size": 100, "num_clutter": 4, "num_scales": 4}
+
 # Sizes and glimpses of the MNIST tasks: Mnih et al. 2014, section 4.1 and 4.2.
 TASKS: dict[str, Task] = {
     "digits": Task("RamGym/Digits-v0", {"dataset": "digits"}, "scikit-learn's digits, 28x28; needs no download"),
@@ -38,8 +40,13 @@ TASKS: dict[str, Task] = {
     ),
     "cluttered-100": Task(
         "RamGym/ClutteredMNIST100-v0",
-        {**_FOVEATED, "canvas_size": 100, "num_clutter": 4, "num_scales": 4},
+        _CLUTTERED_100,
         "MNIST anywhere on 100x100 with 4 clutter pieces",
+    ),
+    "cluttered-100x8": Task(
+        "RamGym/ClutteredMNIST100x8-v0",
+        {**_CLUTTERED_100, "num_clutter": 8},
+        "MNIST anywhere on 100x100 with 8 clutter pieces",
     ),
 }
 

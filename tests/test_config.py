@@ -44,6 +44,7 @@ TABLE = {
     "translated-60": ("mnist", 60, 8, 12, 3, 0),
     "cluttered-60": ("mnist", 60, 8, 12, 3, 4),
     "cluttered-100": ("mnist", 100, 8, 12, 4, 4),
+    "cluttered-100x8": ("mnist", 100, 8, 12, 4, 8),
 }
 IDS = {
     "digits": "RamGym/Digits-v0",
@@ -51,6 +52,7 @@ IDS = {
     "translated-60": "RamGym/TranslatedMNIST-v0",
     "cluttered-60": "RamGym/ClutteredMNIST-v0",
     "cluttered-100": "RamGym/ClutteredMNIST100-v0",
+    "cluttered-100x8": "RamGym/ClutteredMNIST100x8-v0",
 }
 
 

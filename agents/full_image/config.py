@@ -62,6 +62,7 @@ PRESETS: dict[Network, dict[str, dict[str, Any]]] = {
         "translated-60": _CNN_LARGE,
         "cluttered-60": _CNN_LARGE,
         "cluttered-100": _CNN_LARGE,
+        "cluttered-100x8": _CNN_LARGE,
     },
     "mlp": {
         "digits": {**_MLP, "epochs": 60, "batch_size": 64},
@@ -69,6 +70,7 @@ PRESETS: dict[Network, dict[str, dict[str, Any]]] = {
         "translated-60": {**_MLP, "epochs": 60},
         "cluttered-60": {**_MLP, "epochs": 60},
         "cluttered-100": {**_MLP, "epochs": 60},
+        "cluttered-100x8": {**_MLP, "epochs": 60},
     },
 }
 """What each task changes in FullImageConfig."""

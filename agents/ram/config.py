@@ -103,6 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "translated-60": _FOVEATED,
     "cluttered-60": _FOVEATED,
     "cluttered-100": _FOVEATED,
+    "cluttered-100x8": _FOVEATED,
 }
 """What each task changes in RamConfig."""
 

@@ -190,6 +190,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "translated-60": {},
     "cluttered-60": {},
     "cluttered-100": {},
+    "cluttered-100x8": {},
 }
 """What each task changes in Sb3Config, for both algorithms alike: a control differs in nothing but its memory."""
 
