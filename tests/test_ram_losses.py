@@ -29,6 +29,7 @@ def random_rollout(num: int = 12, looks: int = 4) -> Rollout:
         location_means=normal(num, looks, 2).requires_grad_(),
         locations=normal(num, looks, 2),
         baselines=normal(num, looks).requires_grad_(),
+        early_logits=normal(num, looks, 10).requires_grad_(),
     )
 
 
@@ -38,7 +39,8 @@ def test_terms_equal_a_loop_over_episodes_and_glimpses(use_leave_one_out: bool) 
     losses = rollout_losses(rollout, STD, group, use_leave_one_out=use_leave_one_out)
     logits, means, baselines = (x.detach().numpy() for x in (rollout.logits, rollout.location_means, rollout.baselines))
     rewards, locations = rollout.rewards.numpy(), rollout.locations.numpy()
-    cross_entropy = reinforce = squared = 0.0
+    early_logits = rollout.early_logits.detach().numpy()
+    cross_entropy = reinforce = squared = early = 0.0
     for episode in range(12):
         probabilities = np.exp(logits[episode]) / np.exp(logits[episode]).sum()
         cross_entropy -= math.log(probabilities[rollout.labels[episode]]) / 12
@@ -52,9 +54,12 @@ def test_terms_equal_a_loop_over_episodes_and_glimpses(use_leave_one_out: bool) 
             expected = float(np.mean(others)) if use_leave_one_out else baselines[episode, look]
             reinforce -= math.log(density) * (rewards[episode] - expected) / 48
             squared += (rewards[episode] - baselines[episode, look]) ** 2 / 48
-    np.testing.assert_allclose([float(x.detach()) for x in losses], [cross_entropy, reinforce, squared], rtol=1e-10)
-    total = float(total_loss(losses, 0.5, 2.0).detach())
-    np.testing.assert_allclose(total, cross_entropy + 0.5 * reinforce + 2 * squared, rtol=1e-10)
+            probabilities = np.exp(early_logits[episode, look]) / np.exp(early_logits[episode, look]).sum()
+            early -= math.log(probabilities[rollout.labels[episode]]) / 48
+    expected_terms = [cross_entropy, reinforce, squared, early]
+    np.testing.assert_allclose([float(x.detach()) for x in losses], expected_terms, rtol=1e-10)
+    total = float(total_loss(losses, 0.5, 2.0, 0.25).detach())
+    np.testing.assert_allclose(total, cross_entropy + 0.5 * reinforce + 2 * squared + 0.25 * early, rtol=1e-10)
 
 
 def test_log_probability_is_that_of_pytorchs_distribution() -> None:
@@ -74,6 +79,7 @@ def test_each_term_reaches_its_own_tensors_only(use_leave_one_out: bool) -> None
     rollout = random_rollout()
     leaves = {
         "logits": rollout.logits,
+        "early_logits": rollout.early_logits,
         "means": rollout.location_means,
         "locations": rollout.locations.requires_grad_(),
         "baselines": rollout.baselines,
@@ -81,6 +87,7 @@ def test_each_term_reaches_its_own_tensors_only(use_leave_one_out: bool) -> None
     }
     losses = rollout_losses(rollout, STD, 3, use_leave_one_out=use_leave_one_out)
     expected = {"classification": {"logits"}, "reinforce": {"means"}, "baseline": {"baselines"}}
+    expected["early_classification"] = {"early_logits"}
     for name, reached in expected.items():
         term = getattr(losses, name)
         gradients = torch.autograd.grad(term, list(leaves.values()), retain_graph=True, allow_unused=True)
@@ -101,6 +108,7 @@ def test_reinforce_is_the_gradient_of_the_expected_reward() -> None:
         location_means=mean.expand(count, 1, 2),
         locations=locations,
         baselines=torch.zeros(count, 1, dtype=torch.float64),
+        early_logits=torch.zeros(count, 0, 2, dtype=torch.float64),
     )
     rollout_losses(rollout, STD, 1, use_leave_one_out=False).reinforce.backward()
     assert mean.grad is not None
@@ -127,6 +135,7 @@ MODULES = {
     "classification": {"glimpse_network", "core", "classifier"},
     "reinforce": {"locator"},
     "baseline": {"baseline"},
+    "early_classification": {"glimpse_network", "core", "classifier"},
 }
 
 
@@ -134,7 +143,7 @@ MODULES = {
 @pytest.mark.parametrize("into_core", [False, True])
 def test_where_gradients_stop_in_the_network(small_images: tuple, core: str, into_core: bool) -> None:
     """The diagram of docs/gradients.md: each term trains these parts and no other."""
-    model, rollout = played(small_images, core=core, locator_gradient_into_core=into_core)
+    model, rollout = played(small_images, core=core, locator_gradient_into_core=into_core, early_weight=0.5)
     losses = rollout_losses(rollout, STD, 1, use_leave_one_out=False)
     for term, expected in MODULES.items():
         model.zero_grad(set_to_none=True)
@@ -156,6 +165,19 @@ def test_the_answers_location_has_no_reinforce_term(small_images: tuple) -> None
         total_loss(losses, 0.1, 1.0).backward()
     model, rollout = played(small_images, num_glimpses=1)
     assert rollout_losses(rollout, STD, 1, use_leave_one_out=False).reinforce == 0
+
+
+def test_early_answers_are_those_that_the_policy_gives_and_are_left_out_by_default(small_images: tuple) -> None:
+    model, rollout = played(small_images, num_glimpses=4, early_weight=1.0)
+    assert rollout.early_logits.shape == (8, 3, 5)
+    _, shorter = played(
+        small_images, num_glimpses=3, early_weight=1.0
+    )  # the same places: its last answer is early here
+    torch.testing.assert_close(rollout.early_logits[:, 2], shorter.logits)
+    torch.testing.assert_close(rollout.early_logits[:, :2], shorter.early_logits)
+    _, without = played(small_images, num_glimpses=4)
+    assert without.early_logits.shape == (8, 0, 5)
+    assert rollout_losses(without, STD, 1, use_leave_one_out=False).early_classification == 0
 
 
 def test_rewards_are_right_answers_and_locations_are_unclipped(small_images: tuple) -> None:

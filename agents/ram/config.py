@@ -26,6 +26,7 @@ class RamConfig(TrainConfig):
         "locator_hidden_size": 0,
         "reinforce_weight": 0,
         "baseline_weight": 0,
+        "early_weight": 0,
     }
 
     rollouts: int = 1
@@ -53,6 +54,9 @@ class RamConfig(TrainConfig):
     """Weight of the REINFORCE term (a mean over glimpses and episodes) beside cross-entropy."""
     baseline_weight: float = 1.0
     """Weight of the learned baseline's squared error."""
+    early_weight: float = 0.0
+    """Weight of the mean cross-entropy of the answers after all glimpses but the last; 0 trains the last answer alone,
+    as the paper does."""
     locator_gradient_into_core: bool = False
     """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
 

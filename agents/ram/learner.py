@@ -63,7 +63,7 @@ class Learner(nn.Module):
             std: float32 (), standard deviation of the location policy.
 
         Returns:
-            The loss, a scalar, and without gradient float32 (4,): mean reward and the loss's three terms.
+            The loss, a scalar, and without gradient float32 (5,): mean reward and the loss's four terms.
         """
         config = self.config
         first = self.ranks.draw(torch.rand, len(index), self.generator, self.env.device) * 2 - 1
@@ -73,7 +73,7 @@ class Learner(nn.Module):
         losses = self.rollout_losses(rollout, std, config.rollouts, use_leave_one_out=use_leave_one_out)
         reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
         baseline_weight = 0.0 if use_leave_one_out else config.baseline_weight
-        loss = total_loss(losses, reinforce_weight, baseline_weight)
+        loss = total_loss(losses, reinforce_weight, baseline_weight, config.early_weight)
         return loss, torch.stack((rollout.rewards.mean(), *losses)).detach()
 
 

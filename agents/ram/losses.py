@@ -28,6 +28,8 @@ class Rollout(NamedTuple):
     """float32 (N, T - 1, 2), as sampled, before the environment clipped them."""
     baselines: Tensor
     """float32 (N, T - 1), the expected reward when each location was chosen."""
+    early_logits: Tensor
+    """float32 (N, T - 1, L), after each glimpse but the last; (N, 0, L) where early answers are not trained."""
 
 
 class Losses(NamedTuple):
@@ -36,6 +38,7 @@ class Losses(NamedTuple):
     classification: Tensor
     reinforce: Tensor
     baseline: Tensor
+    early_classification: Tensor
 
 
 def location_log_probability(means: Tensor, locations: Tensor, std: Tensor | float) -> Tensor:
@@ -52,10 +55,10 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
 
 
 def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_leave_one_out: bool) -> Losses:
-    """The three terms: cross-entropy of the answer, REINFORCE, and the baseline's squared error.
+    """The terms: cross-entropy of the answer, REINFORCE, the baseline's squared error, cross-entropy of early answers.
 
-    Gradients: cross-entropy reaches logits; REINFORCE reaches location_means alone (rewards, baselines and sampled
-    locations are constants to it); the squared error reaches baselines alone.
+    Gradients: the cross-entropies reach logits and early_logits; REINFORCE reaches location_means alone (rewards,
+    baselines and sampled locations are constants to it); the squared error reaches baselines alone.
 
     Args:
         rollout: N episodes.
@@ -64,20 +67,27 @@ def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 
     Returns:
-        Scalars: a mean over episodes and, for the last two, over the T - 1 locations that were looked at. Zero where
-        there are none.
+        Scalars: a mean over episodes and, for all but the first, over the T - 1 locations that were looked at. Zero
+        where there are none.
+
+    Differs: the paper trains the last answer alone; early answers count where early_logits are there.
     """
     classification = functional.cross_entropy(rollout.logits, rollout.labels)
+    zero = classification.new_zeros(())
     if not rollout.location_means.shape[1]:
-        zero = classification.new_zeros(())
-        return Losses(classification, zero, zero)
+        return Losses(classification, zero, zero, zero)
+    early = zero
+    if num_early := rollout.early_logits.shape[1]:
+        labels = rollout.labels.repeat_interleave(num_early)
+        early = functional.cross_entropy(rollout.early_logits.flatten(0, 1), labels)
     rewards = rollout.rewards[:, None].expand_as(rollout.baselines)
     expected = leave_one_out(rollout.rewards, rollouts)[:, None] if use_leave_one_out else rollout.baselines.detach()
     log_probability = location_log_probability(rollout.location_means, rollout.locations, std)
     reinforce = -(log_probability * (rewards - expected)).mean()
-    return Losses(classification, reinforce, functional.mse_loss(rollout.baselines, rewards))
+    return Losses(classification, reinforce, functional.mse_loss(rollout.baselines, rewards), early)
 
 
-def total_loss(losses: Losses, reinforce_weight: float, baseline_weight: float) -> Tensor:
+def total_loss(losses: Losses, reinforce_weight: float, baseline_weight: float, early_weight: float = 0.0) -> Tensor:
     """The weighted sum that is minimised; a scalar."""
-    return losses.classification + reinforce_weight * losses.reinforce + baseline_weight * losses.baseline
+    loss = losses.classification + reinforce_weight * losses.reinforce + baseline_weight * losses.baseline
+    return loss + early_weight * losses.early_classification

@@ -52,7 +52,7 @@ def play(
     Returns:
         What the losses need, as one graph.
     """
-    num_glimpses, num_envs = env.config.num_glimpses, env.num_envs
+    num_glimpses, num_envs, trains_early = env.config.num_glimpses, env.num_envs, model.config.early_weight > 0
     no_label = torch.zeros(num_envs, dtype=torch.int64, device=env.device)
     means, locations, hidden = [], [], []
     observation, _ = env.reset(options=options)
@@ -73,13 +73,16 @@ def play(
     logits = model.classify(state[0])
     _, reward, _, _, info = env.step({"location": observation["location"], "label": logits.detach().argmax(-1)})
     empty = logits.new_zeros(num_envs, 0)
+    no_early = logits.new_zeros(num_envs, 0, logits.shape[1])
+    hidden_before = torch.stack(hidden, 1) if hidden else None  # (N, T - 1, hidden_size)
     return Rollout(
         logits=logits,
         labels=info["label"],
         rewards=reward,
         location_means=torch.stack(means, 1) if means else empty[..., None].expand(-1, -1, 2),
         locations=torch.stack(locations, 1) if locations else empty[..., None].expand(-1, -1, 2),
-        baselines=model.estimate(torch.stack(hidden, 1)) if hidden else empty,  # (N, T - 1)
+        baselines=empty if hidden_before is None else model.estimate(hidden_before),
+        early_logits=no_early if hidden_before is None or not trains_early else model.classify(hidden_before),
     )
 
 

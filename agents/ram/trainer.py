@@ -40,7 +40,13 @@ class Trainer(trainer.Trainer):
     """
 
     agent = AGENT
-    losses: ClassVar = ("train_accuracy_percent", "classification_loss", "reinforce_loss", "baseline_loss")
+    losses: ClassVar = (
+        "train_accuracy_percent",
+        "classification_loss",
+        "reinforce_loss",
+        "baseline_loss",
+        "early_classification_loss",
+    )
     config: RamConfig
     model: RecurrentAttentionModel
 
