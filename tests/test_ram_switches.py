@@ -107,7 +107,7 @@ def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(fields: dict, fak
     index = torch.zeros(env.num_envs, dtype=torch.int64, device="cuda")
     for _ in range(2):
         loss, sums = learner(index, torch.zeros_like(index[0]), torch.ones((), device="cuda"))
-        assert (loss.device.type, sums.device.type, sums.shape) == ("cuda", "cuda", (4,))
+        assert (loss.device.type, sums.device.type, sums.shape) == ("cuda", "cuda", (5,))
 
 
 @pytest.mark.parametrize("device", DEVICES)
