@@ -17,6 +17,7 @@ from rich.console import Console
 from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
 from agents.environment import make_env
 from agents.loading import load_run
+from agents.probing import probe_runs
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.rollout import read_ram_config
@@ -240,7 +241,7 @@ def main(arguments: list[str]) -> None:
             _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
         else:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
-            commands |= {"publish": publish_run}
+            commands |= {"probe": probe_runs, "publish": publish_run}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

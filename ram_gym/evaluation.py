@@ -135,6 +135,24 @@ class Evaluation:
         totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
         return [100 * (n - r) / n if n else None for n, r in zip(totals, right, strict=True)]
 
+    def subset(self, is_in: Tensor) -> Evaluation:
+        """The evaluation of some of the scenes.
+
+        Args:
+            is_in: bool (episodes,), which; at least one.
+
+        Raises:
+            ValueError: it is of another shape or type, or names none.
+        """
+        if is_in.dtype != torch.bool or is_in.shape != (self.episodes,) or not is_in.any():
+            raise ValueError(
+                f"is_in must be bool ({self.episodes},) with a True, got {is_in.dtype} {tuple(is_in.shape)}"
+            )
+        share = float(is_in.double().mean())
+        names = ("labels", "predictions", "answers", "locations", "digit_locations")
+        parts: dict[str, Any] = {name: getattr(self, name)[is_in] for name in names}
+        return dataclasses.replace(self, seconds=self.seconds * share, **parts)
+
     @property
     def scenes_per_second(self) -> float:
         """How fast it was played, all rollouts of a scene counted as one."""

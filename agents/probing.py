@@ -1,0 +1,252 @@
+"""`python -m agents probe`: how the error of trained runs depends on one property of the scenes, without retraining."""
+
+from __future__ import annotations
+
+import json as json_lines
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torchvision.transforms.v2.functional import resize
+
+from agents.comparing import Split, evaluate_with_progress
+from agents.environment import EVALUATION_LANES, make_env
+from agents.loading import TrainedRun, load_run
+from agents.runs import find_run
+from agents.scripted import SCRIPTED_LOCATORS
+from ram_gym import Evaluation, GlimpseConfig, GlimpseVectorEnv, load_dataset
+
+Property = Literal["clutter", "canvas", "digit", "glimpses", "position", "overlap"]
+
+VALUES: dict[str, tuple[int, ...]] = {
+    "clutter": (0, 2, 4, 6, 8, 12, 16),
+    "canvas": (60, 80, 100, 120, 140),
+    "digit": (16, 20, 24, 28, 32, 36, 40),
+    "glimpses": (2, 4, 6, 8, 10, 12),
+    "position": (0, 25, 50, 75),
+    "overlap": (0, 1, 5, 10, 20),
+}
+"""What is tried by default. Of the last two, which sort one set of scenes: the lower ends of the groups."""
+
+UNITS = {
+    "clutter": "pieces of clutter",
+    "canvas": "canvas side in pixels",
+    "digit": "side of the digit's image in pixels",
+    "glimpses": "glimpses",
+    "position": "distance of the digit from the canvas's centre, in % of the farthest, at least",
+    "overlap": "share of the digit's image that clutter changes, in %, at least",
+}
+
+
+class Point(NamedTuple):
+    """What one policy reached at one value."""
+
+    policy: str
+    value: int
+    evaluation: Evaluation | None
+    """None where there are no such scenes."""
+
+
+def probe_runs(
+    policies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="POLICY")],
+    by: Property,
+    values: tuple[int, ...] = (),
+    split: Split = "test",
+    data_root: str | None = None,
+    device: str = "cpu",
+    json: bool = False,
+    plot: Path | None = None,
+) -> None:
+    """How the error of trained runs depends on one property of the scenes, without training them for it.
+
+    clutter, canvas, digit and glimpses change the scenes: pieces of clutter, side of the canvas, side that the digits
+    are resized to (clutter is cut from the resized digits), number of glimpses. position and overlap sort the run's own
+    scenes by where the digit is and by how much of its image clutter changes.
+
+    Args:
+        policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle, which look
+            so with the first run's network.
+        by: The property.
+        values: Its values; of position and overlap, the lower ends of the groups, the first of them 0. Default: some.
+        split: The test split, or the one checkpoints were chosen on.
+        data_root: Folder with the datasets, if it is not where the runs were trained.
+        device: PyTorch device, "cpu" or "cuda".
+        json: Print one JSON object a line and nothing else.
+        plot: File to draw the curves to, .png, .svg or .pdf.
+    """
+    runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
+    if not runs:
+        raise ValueError("policies must name a run folder or pretrained:NAME, got none")
+    setting = _common_setting(runs).replace(split=split)
+    values = values or VALUES[by]
+    if list(values) != sorted(set(values)) or values[0] < 0:
+        raise ValueError(f"values must be at least 0 and rise, got {' '.join(map(str, values))}")
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"plot must be a file name that ends in .png, .svg or .pdf, got {plot}")
+    if by in ("position", "overlap"):
+        points = _sort(policies, runs, setting, by, values, device)
+    else:
+        points = _vary(policies, runs, setting, by, values, device)
+    if json:
+        for name, value, evaluation in points:
+            found = {"episodes": 0} if evaluation is None else evaluation.to_dict()
+            print(json_lines.dumps({"by": by, "value": value, **found, "policy": name}))
+    else:
+        _show(points, by, values)
+    if plot is not None:
+        draw(points, by, plot)
+
+
+def _vary(
+    policies: Sequence[str],
+    runs: dict[str, TrainedRun],
+    setting: GlimpseConfig,
+    by: str,
+    values: Sequence[int],
+    device: str,
+) -> list[Point]:
+    points = []
+    envs = [(value, varied_env(setting, by, value, device)) for value in values]  # wrong values err before the work
+    for name in policies:
+        for value, env in envs:
+            evaluation = _evaluate(name, runs, env, f"{by} {value}")
+            points.append(Point(name, value, evaluation))
+    return points
+
+
+def varied_env(setting: GlimpseConfig, by: str, value: int, device: str) -> GlimpseVectorEnv:
+    """The environment of a setting with one property changed.
+
+    Raises:
+        ValueError: the value is none that the property can have.
+    """
+    if by != "digit":
+        field = {"clutter": "num_clutter", "canvas": "canvas_size", "glimpses": "num_glimpses"}[by]
+        return make_env(setting.replace(**{field: value}), device)
+    if not setting.clutter_size <= value <= setting.canvas_size:
+        low, high = setting.clutter_size, setting.canvas_size
+        raise ValueError(f"values of digit must lie in {low} (clutter_size) to {high} (canvas_size), got {value}")
+    images, labels, _ = load_dataset(setting.dataset, setting.split, setting.data_root)
+    resized = resize(torch.tensor(np.asarray(images)), [value, value], antialias=True).numpy()
+    lanes = min(len(resized), EVALUATION_LANES)
+    return GlimpseVectorEnv(
+        lanes, setting, dataset=(resized, labels), device=device, output="torch", autoreset_mode="Disabled"
+    )
+
+
+def _sort(
+    policies: Sequence[str],
+    runs: dict[str, TrainedRun],
+    setting: GlimpseConfig,
+    by: str,
+    values: Sequence[int],
+    device: str,
+) -> list[Point]:
+    if values[0] != 0:
+        raise ValueError(f"values of {by} must begin with 0, got {values[0]}")
+    env = make_env(setting, device)
+    measure = positions(env) if by == "position" else overlaps(env)
+    group = torch.bucketize(measure, torch.tensor(values[1:], dtype=measure.dtype), right=True)
+    points = []
+    for name in policies:
+        evaluation = _evaluate(name, runs, env, by)
+        for number, value in enumerate(values):
+            inside = group == number
+            points.append(Point(name, value, evaluation.subset(inside) if inside.any() else None))
+    return points
+
+
+def positions(env: GlimpseVectorEnv) -> torch.Tensor:
+    """Distance of each scene's digit from the canvas's centre, in percent of the farthest: float32 (num_images,)."""
+    found = []
+    for index in _batches(env):
+        env.reset(options={"index": index})
+        found.append(env.digit_locations.norm(dim=-1).cpu())
+    distances = torch.cat(found)[: env.num_images]
+    return 100 * distances / distances.max().clamp(min=1e-9)
+
+
+def overlaps(env: GlimpseVectorEnv) -> torch.Tensor:
+    """Share of the pixels of each scene's digit image that clutter changes, in percent: float32 (num_images,)."""
+    plain = make_env(env.config.replace(num_clutter=0), str(env.device), env.num_envs)
+    side = load_dataset(env.config.dataset, env.config.split, env.config.data_root).images.shape[-1]
+    found = []
+    for index in _batches(env):
+        for each in (env, plain):
+            each.reset(options={"index": index})
+        changed = (env.canvases != plain.canvases).any(1)  # (N, S, S)
+        centres = (env.digit_locations + 1) * (env.config.canvas_size / 2)  # (N, 2), in pixels
+        pixels = torch.arange(env.config.canvas_size, device=env.device) + 0.5
+        inside = (pixels - centres[..., None]).abs() < side / 2  # (N, 2, S), of x and of y
+        box = inside[:, 1, :, None] & inside[:, 0, None, :]
+        found.append((100 * (changed & box).sum((1, 2)) / side**2).cpu())
+    return torch.cat(found)[: env.num_images]
+
+
+def _batches(env: GlimpseVectorEnv) -> list[torch.Tensor]:
+    starts = range(0, env.num_images, env.num_envs)
+    return [torch.arange(start, start + env.num_envs, device=env.device) % env.num_images for start in starts]
+
+
+def _evaluate(name: str, runs: dict[str, TrainedRun], env: GlimpseVectorEnv, title: str) -> Evaluation:
+    if name in runs:
+        policy = runs[name].make_policy(env, None, name)
+    else:
+        policy = next(iter(runs.values())).make_policy(env, name, name)
+    return evaluate_with_progress(policy, env, title, "single")
+
+
+def _common_setting(runs: dict[str, TrainedRun]) -> GlimpseConfig:
+    (first, run), *others = runs.items()
+    setting = run.config.environment()
+    for name, other in others:
+        theirs = other.config.environment()
+        if theirs.replace(data_root=None) != setting.replace(data_root=None):
+            raise ValueError(f"{name} was trained on other scenes than {first}: probe runs of one task together")
+    return setting
+
+
+def _show(points: list[Point], by: str, values: Sequence[int]) -> None:
+    shown = Table(title=f"error in % (95% interval), by {UNITS[by]}")
+    shown.add_column("policy", overflow="fold")
+    for value in values:
+        shown.add_column(str(value), justify="right")
+    for name in dict.fromkeys(point.policy for point in points):
+        own = [point.evaluation for point in points if point.policy == name]
+        cells = ["no scenes" if found is None else _cell(found) for found in own]
+        shown.add_row(Text(name), *cells)
+    Console().print(shown)
+
+
+def _cell(found: Evaluation) -> str:
+    low, high = found.interval_percent
+    return f"{found.error_percent:.2f}\n({low:.2f} to {high:.2f})"
+
+
+def draw(points: list[Point], by: str, path: Path) -> None:
+    """Draws the curves with their intervals."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(point.policy for point in points):
+        own = [(value, found) for policy, value, found in points if policy == name and found is not None]
+        errors = np.array([found.error_percent for _, found in own])
+        bounds = np.array([found.interval_percent for _, found in own]).T
+        spread = np.abs(bounds - errors)
+        axes.errorbar([value for value, _ in own], errors, spread, marker="o", capsize=2, label=Path(name).name)
+    axes.set_xlabel(UNITS[by])
+    axes.set_ylabel("error in %")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
