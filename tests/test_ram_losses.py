@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.ram.config import RamConfig
-from agents.ram.losses import Rollout, leave_one_out, location_log_probability, rollout_losses, total_loss
+from agents.ram.config import LocationReward, RamConfig
+from agents.ram.losses import Rollout, leave_one_out, location_log_probability, returns, rollout_losses, total_loss
 from agents.ram.network import RecurrentAttentionModel
 from agents.ram.rollout import play
 from ram_gym import GlimpseVectorEnv
@@ -72,6 +72,35 @@ def test_log_probability_is_that_of_pytorchs_distribution() -> None:
 def test_leave_one_out_by_hand() -> None:
     rewards = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
     assert leave_one_out(rewards, 3).tolist() == [0.5, 1.0, 0.5, 0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("use_leave_one_out", [False, True])
+@pytest.mark.parametrize("kind", ["every-answer", "every-likelihood"])
+def test_looks_are_worth_the_answers_after_them(kind: LocationReward, use_leave_one_out: bool) -> None:
+    rollout, group = random_rollout(), 3
+    expected = np.zeros((12, 4))
+    for episode in range(12):
+        label = int(rollout.labels[episode])
+        for look in range(4):
+            after = [rollout.early_logits[episode, later] for later in range(look + 1, 4)] + [rollout.logits[episode]]
+            for scores in (each.detach().numpy() for each in after):
+                likelihood = math.log(np.exp(scores[label]) / np.exp(scores).sum())
+                reward = float(scores.argmax() == label) if kind == "every-answer" else likelihood
+                expected[episode, look] += reward / len(after)
+    found = returns(rollout, kind)
+    assert not found.requires_grad
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    losses = rollout_losses(rollout, STD, group, use_leave_one_out=use_leave_one_out, location_reward=kind)
+    baselines = rollout.baselines.detach().numpy()
+    log_density = torch.distributions.Normal(rollout.location_means, STD).log_prob(rollout.locations).sum(-1)
+    reinforce = 0.0
+    for episode in range(12):
+        start = episode // group * group
+        others = [other for other in range(start, start + group) if other != episode]
+        minus = expected[others].mean(0) if use_leave_one_out else baselines[episode]
+        reinforce -= float((log_density[episode].detach().numpy() * (expected[episode] - minus)).sum()) / 48
+    np.testing.assert_allclose(float(losses.reinforce.detach()), reinforce, rtol=1e-10)
+    np.testing.assert_allclose(float(losses.baseline.detach()), ((baselines - expected) ** 2).mean(), rtol=1e-10)
 
 
 @pytest.mark.parametrize("use_leave_one_out", [False, True])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from agents.config import TrainConfig
 
 Locator = Literal["learned", "random", "centre", "scan"]
+LocationReward = Literal["answer", "every-answer", "every-likelihood"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class RamConfig(TrainConfig):
     early_weight: float = 0.0
     """Weight of the mean cross-entropy of the answers after all glimpses but the last; 0 trains the last answer alone,
     as the paper does."""
+    location_reward: LocationReward = "answer"
+    """What REINFORCE wants more of: right last answers, as the paper; from each look on, the share of answers that are
+    right; or from each look on, the answers' mean log-likelihood."""
     locator_gradient_into_core: bool = False
     """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
 
@@ -76,6 +80,8 @@ class RamConfig(TrainConfig):
         super().__post_init__()
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.location_reward not in get_args(LocationReward):
+            raise ValueError(f"location_reward must be one of {get_args(LocationReward)}, got {self.location_reward!r}")
         if not self.location_std > 0:
             raise ValueError(f"location_std must be above 0, got {self.location_std}")
         if self.final_location_std is not None and not self.final_location_std > 0:
@@ -84,6 +90,11 @@ class RamConfig(TrainConfig):
             raise ValueError(f"weight_average must lie in [0, 1), got {self.weight_average}")
         if self.baseline == "leave-one-out" and self.rollouts < 2:
             raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
+
+    @property
+    def needs_early_answers(self) -> bool:
+        """Whether the answers after earlier glimpses are part of the loss."""
+        return self.early_weight > 0 or self.location_reward != "answer"
 
 
 def location_std(config: RamConfig, done: float) -> float:

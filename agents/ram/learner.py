@@ -70,7 +70,13 @@ class Learner(nn.Module):
         options = {"index": index, "scene_seed": scene_seed, "location": first}
         rollout = play(self.model, self.env, options, std, self.generator, self.locator, self.ranks)
         use_leave_one_out = config.baseline == "leave-one-out"
-        losses = self.rollout_losses(rollout, std, config.rollouts, use_leave_one_out=use_leave_one_out)
+        losses = self.rollout_losses(
+            rollout,
+            std,
+            config.rollouts,
+            use_leave_one_out=use_leave_one_out,
+            location_reward=config.location_reward,
+        )
         reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
         baseline_weight = 0.0 if use_leave_one_out else config.baseline_weight
         loss = total_loss(losses, reinforce_weight, baseline_weight, config.early_weight)

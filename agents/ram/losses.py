@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.ram.config import LocationReward
+
 
 class Rollout(NamedTuple):
     """N episodes of T glimpses, as learning needs them. The M rollouts of a scene stand side by side."""
@@ -49,12 +51,39 @@ def location_log_probability(means: Tensor, locations: Tensor, std: Tensor | flo
 
 
 def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
-    """The mean reward of each scene's other rollouts. (N,) -> (N,), N a multiple of `rollouts` >= 2."""
-    grouped = rewards.view(-1, rollouts)
-    return ((grouped.sum(1, keepdim=True) - grouped) / (rollouts - 1)).reshape(-1)
+    """The mean reward of each scene's other rollouts. (N, ...) -> (N, ...), N a multiple of `rollouts` >= 2."""
+    grouped = rewards.unflatten(0, (-1, rollouts))
+    return ((grouped.sum(1, keepdim=True) - grouped) / (rollouts - 1)).flatten(0, 1)
 
 
-def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_leave_one_out: bool) -> Losses:
+def returns(rollout: Rollout, location_reward: LocationReward = "answer") -> Tensor:
+    """What each look was worth, a constant. -> (N, T - 1)
+
+    The reward of the last answer for all of them; or the mean over the answers given after the look, of how right they
+    are (0 or 1) or of the right label's log-likelihood, which needs `early_logits`.
+
+    Differs: the paper has the first alone.
+    """
+    if location_reward == "answer":
+        return rollout.rewards[:, None].expand_as(rollout.baselines)
+    logits = torch.cat((rollout.early_logits[:, 1:], rollout.logits[:, None]), 1).detach()  # after each look
+    if location_reward == "every-answer":
+        rewards = (logits.argmax(-1) == rollout.labels[:, None]).to(logits.dtype)
+    else:
+        labels = rollout.labels[:, None, None].expand(-1, logits.shape[1], 1)
+        rewards = logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
+    num_left = torch.arange(rewards.shape[1], 0, -1, device=rewards.device)
+    return rewards.flip(1).cumsum(1).flip(1) / num_left
+
+
+def rollout_losses(
+    rollout: Rollout,
+    std: Tensor | float,
+    rollouts: int,
+    *,
+    use_leave_one_out: bool,
+    location_reward: LocationReward = "answer",
+) -> Losses:
     """The terms: cross-entropy of the answer, REINFORCE, the baseline's squared error, cross-entropy of early answers.
 
     Gradients: the cross-entropies reach logits and early_logits; REINFORCE reaches location_means alone (rewards,
@@ -64,6 +93,7 @@ def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_
         rollout: N episodes.
         std: standard deviation of the location policy; a number or a scalar on the rollout's device.
         rollouts: how many episodes in a row share a scene.
+        location_reward: see `returns`.
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 
     Returns:
@@ -80,8 +110,8 @@ def rollout_losses(rollout: Rollout, std: Tensor | float, rollouts: int, *, use_
     if num_early := rollout.early_logits.shape[1]:
         labels = rollout.labels.repeat_interleave(num_early)
         early = functional.cross_entropy(rollout.early_logits.flatten(0, 1), labels)
-    rewards = rollout.rewards[:, None].expand_as(rollout.baselines)
-    expected = leave_one_out(rollout.rewards, rollouts)[:, None] if use_leave_one_out else rollout.baselines.detach()
+    rewards = returns(rollout, location_reward)
+    expected = leave_one_out(rewards, rollouts) if use_leave_one_out else rollout.baselines.detach()
     log_probability = location_log_probability(rollout.location_means, rollout.locations, std)
     reinforce = -(log_probability * (rewards - expected)).mean()
     return Losses(classification, reinforce, functional.mse_loss(rollout.baselines, rewards), early)

@@ -52,7 +52,7 @@ def play(
     Returns:
         What the losses need, as one graph.
     """
-    num_glimpses, num_envs, trains_early = env.config.num_glimpses, env.num_envs, model.config.early_weight > 0
+    num_glimpses, num_envs, needs_early = env.config.num_glimpses, env.num_envs, model.config.needs_early_answers
     no_label = torch.zeros(num_envs, dtype=torch.int64, device=env.device)
     means, locations, hidden = [], [], []
     observation, _ = env.reset(options=options)
@@ -82,7 +82,7 @@ def play(
         location_means=torch.stack(means, 1) if means else empty[..., None].expand(-1, -1, 2),
         locations=torch.stack(locations, 1) if locations else empty[..., None].expand(-1, -1, 2),
         baselines=empty if hidden_before is None else model.estimate(hidden_before),
-        early_logits=no_early if hidden_before is None or not trains_early else model.classify(hidden_before),
+        early_logits=no_early if hidden_before is None or not needs_early else model.classify(hidden_before),
     )
 
 
