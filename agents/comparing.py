@@ -41,8 +41,8 @@ def compare_policies(
     """Compare policies on the very same scenes; differences are to the first one named, or to --reference.
 
     random, centre, scan and oracle look where their name says (oracle: at the digit) and leave the answer to the
-    network of the first run named on the task. That network was not trained for such looks: for a fair control train
-    one, `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
+    network of the first run named on the task that looks. That network was not trained for such looks: for a fair
+    control train one, `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
 
     Args:
         policies: Run folders, pretrained:NAME, and any of random, centre, scan, oracle.
@@ -71,6 +71,13 @@ def compare_policies(
     for task_name in dict.fromkeys(tasks):
         own = {name: run for name, run in runs.items() if run.config.task == task_name}
         first = next(iter(own.values()), None)
+        lender = next((run for run in own.values() if run.looks), None)
+        scripts = [name for name in policies if name not in runs]
+        if own and scripts and lender is None:
+            raise ValueError(
+                f"{', '.join(scripts)} need a network that looks, and {', '.join(own)} sees all at once: "
+                f"name a run of another agent on {task_name} too"
+            )
         setting = first.config.environment() if first else get_task(task_name).config.replace(data_root=data_root)
         for name in policies:
             if name in runs and name not in own:
@@ -79,15 +86,15 @@ def compare_policies(
             policy: Policy
             if name in own:
                 policy = own[name].make_policy(env, None, name)
-            elif first is None:
+            elif lender is None:
                 policy = ScriptedPolicy(name, env)
             else:
-                policy = first.make_policy(env, name, name + BORROWED)
+                policy = lender.make_policy(env, name, name + BORROWED)
             played.append((name, evaluate_with_progress(policy, env, task_name, protocol)))
     evaluations = [evaluation for _, evaluation in played]
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
     is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
-    note = f"{BORROWED} looks as named; the first run's network, not trained for such looks, answers"
+    note = f"{BORROWED} looks as named; the network of the first run that looks, not trained for such looks, answers"
     table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "")
     if json:
         print(table.to_json())

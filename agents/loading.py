@@ -31,6 +31,8 @@ class TrainedRun(NamedTuple):
     """The epoch that its best network is of."""
     make_policy: Callable[[GlimpseVectorEnv, str | None, str], Policy]
     """(environment, scripted locator or None for the run's own, name for reports) -> policy."""
+    looks: bool = True
+    """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
 
 
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:
@@ -52,14 +54,10 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
         network, full_config, epoch = full_image.load_model(folder, device, data_root)
 
         def make_full_image_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
-            if locator is not None:
-                raise ValueError(
-                    f"{locator} needs a network that looks, and {folder.path} ({agent}) sees all at once: "
-                    "name a run of another agent first"
-                )
+            assert locator is None, "it does not look"
             return full_image.FullImagePolicy(network, env, name)
 
-        return TrainedRun(full_config, epoch, make_full_image_policy)
+        return TrainedRun(full_config, epoch, make_full_image_policy, looks=False)
     if agent != "ram":
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     from agents.ram import rollout

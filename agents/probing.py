@@ -71,7 +71,7 @@ def probe_runs(
 
     Args:
         policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle, which look
-            so with the first run's network.
+            so with the network of the first run that looks.
         by: The property.
         values: Its values; of position and overlap, the lower ends of the groups, the first of them 0. Default: some.
         split: The test split, or the one checkpoints were chosen on.
@@ -83,6 +83,9 @@ def probe_runs(
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     if not runs:
         raise ValueError("policies must name a run folder or pretrained:NAME, got none")
+    scripts = [name for name in policies if name not in runs]
+    if scripts and not any(run.looks for run in runs.values()):
+        raise ValueError(f"{', '.join(scripts)} need a run that looks, such as one of `train ram`: name one too")
     setting = _common_setting(runs).replace(split=split)
     values = values or VALUES[by]
     if list(values) != sorted(set(values)) or values[0] < 0:
@@ -198,7 +201,7 @@ def _evaluate(name: str, runs: dict[str, TrainedRun], env: GlimpseVectorEnv, tit
     if name in runs:
         policy = runs[name].make_policy(env, None, name)
     else:
-        policy = next(iter(runs.values())).make_policy(env, name, name)
+        policy = next(run for run in runs.values() if run.looks).make_policy(env, name, name)
     return evaluate_with_progress(policy, env, title, "single")
 
 

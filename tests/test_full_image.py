@@ -232,6 +232,18 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             load_model(folder)
 
 
+def test_scripted_places_borrow_the_network_of_the_first_run_that_looks(run: Path, tmp_path: Path, capsys: Any) -> None:
+    looks = str(tmp_path / "ram")
+    main(["train", "ram", "--task", "digits", "--epochs", "1", "--hidden-size", "16", "--out", looks])
+    capsys.readouterr()
+    main(["compare", str(run), "random", looks, "--split", "validation", "--json"])
+    mixed = {row["policy"]: row["errors"] for row in json.loads(capsys.readouterr().out)}
+    main(["compare", looks, "random", "--split", "validation", "--json"])
+    alone = {row["policy"]: row["errors"] for row in json.loads(capsys.readouterr().out)}
+    assert mixed["random*"] == alone["random*"]
+    assert list(mixed) == [str(run), "random*", looks]
+
+
 def test_mistakes_are_one_clear_line(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(*arguments: str) -> str:
         capsys.readouterr()

@@ -119,6 +119,8 @@ class Sb3Policy:
         locator: ScriptedLocator | None = None,
     ) -> None:
         self.policy, self.name, self.locator = policy, name, locator
+        # Otherwise labels before the last step train nothing.
+        self.answers_early = config.shaping == "every-answer"
         self.num_glimpses = env.config.num_glimpses
         self.decode = wrap_actions(env, config).actions
 
