@@ -62,6 +62,8 @@ def compare_policies(
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
     if reference is not None and reference not in policies:
         raise ValueError(f"--reference must be one of the policies, {', '.join(policies)}, got {reference!r}")
+    if len(set(policies)) < len(policies):
+        raise ValueError(f"policies must be named once each, got {', '.join(policies)}")
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     tasks = task or tuple(run.config.task for run in runs.values())[:1]
     if not tasks:

@@ -80,6 +80,8 @@ def probe_runs(
         json: Print one JSON object a line and nothing else.
         plot: File to draw the curves to, .png, .svg or .pdf.
     """
+    if len(set(policies)) < len(policies):
+        raise ValueError(f"policies must be named once each, got {', '.join(policies)}")
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     if not runs:
         raise ValueError("policies must name a run folder or pretrained:NAME, got none")
