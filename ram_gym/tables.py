@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ram_gym.evaluation import Evaluation, Policy, ProtocolName, compare, evaluate
 from ram_gym.statistics import Comparison
@@ -33,13 +33,24 @@ def evaluate_all(
         on_batch: called with task, policy and number of scenes played so far, after each batch.
 
     Raises:
-        ValueError: see `evaluate` and `ComparisonTable`.
+        ValueError: no policy or no environment is given, two policies have one name, or none has the reference's, all
+            before anything is played; and see `evaluate` and `ComparisonTable`.
     """
-    evaluations = []
     makers = list(policies)
+    if not makers:
+        raise ValueError("policies must hold at least one, got none")
+    if not isinstance(envs, Mapping) or not envs:
+        raise ValueError(f"envs must map tasks' names to environments, at least one, got {envs!r}")
+    players = {task: [_make(maker, env) for maker in makers] for task, env in envs.items()}
+    for task, made in players.items():
+        names = [getattr(policy, "name", "") for policy in made]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"policies must have names of their own, got {min(twice)!r} twice on {task}")
+        if reference is not None and reference not in names:
+            raise ValueError(f"reference must be one of {', '.join(names)}, got {reference!r}")
+    evaluations = []
     for task, env in envs.items():
-        for maker in makers:
-            policy: Policy = maker if hasattr(maker, "act") else maker(env)  # type: ignore[assignment]
+        for policy in players[task]:
 
             def report(done: int, task: str = task, name: str = getattr(policy, "name", "")) -> None:
                 if on_batch is not None:
@@ -47,6 +58,20 @@ def evaluate_all(
 
             evaluations.append(evaluate(policy, env, task=task, protocol=protocol, episodes=episodes, on_batch=report))
     return ComparisonTable(evaluations, reference)
+
+
+def _make(maker: Policy | Callable[[GlimpseVectorEnv], Policy], env: GlimpseVectorEnv) -> Policy:
+    if hasattr(maker, "act"):
+        return cast(Policy, maker)
+    if not callable(maker):
+        raise ValueError(f"policies must be policies or functions that make one for an environment, got {maker!r}")
+    try:
+        return maker(env)
+    except Exception as error:
+        error.add_note(
+            "(a function is taken to make a policy for an environment; as_policy makes one of your function)"
+        )
+        raise
 
 
 class Section(NamedTuple):

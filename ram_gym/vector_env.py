@@ -370,7 +370,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         location = self._note(check_locations("actions['location']", actions["location"], shapes, self.device))
         name, label = "actions['label']", actions["label"]
         if np.ndim(label) != 1:
-            raise ValueError(f"{name} must be integers ({self.num_envs},), got {label!r}")
+            got = f"shape {np.shape(label)}" if np.ndim(label) else repr(label)
+            raise ValueError(f"{name} must be integers ({self.num_envs},), got {got}")
         return location, self._note(check_integers(name, label, self.num_classes, self.num_envs, self.device))
 
     def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Tensor | None:

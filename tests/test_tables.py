@@ -35,6 +35,24 @@ def envs(small_images: tuple) -> dict[str, GlimpseVectorEnv]:
     }
 
 
+def test_what_cannot_be_compared_is_refused_before_anything_is_played(envs: dict[str, GlimpseVectorEnv]) -> None:
+    def refusal(policies: Any, envs: Any, **options: Any) -> str:
+        with pytest.raises(ValueError) as refused:
+            evaluate_all(policies, envs, on_batch=lambda *_: pytest.fail("played"), **options)
+        return str(refused.value)
+
+    makers = [lambda env: UpTo(env, 3), lambda env: UpTo(env, 3)]
+    assert refusal(makers, envs) == "policies must have names of their own, got '3 | right' twice on small"
+    assert refusal(makers[:1], envs, reference="4") == "reference must be one of 3 | right, got '4'"
+    assert refusal([], envs) == "policies must hold at least one, got none"
+    assert "envs must map tasks' names" in refusal(makers[:1], envs["small"])
+    assert "envs must map tasks' names" in refusal(makers[:1], {})
+    assert "got 3" in refusal([3], envs)
+    with pytest.raises(TypeError) as failed:
+        evaluate_all([lambda observation: observation["location"]], envs)  # type: ignore[index,list-item]
+    assert "as_policy makes one of your function" in failed.value.__notes__[0]
+
+
 @pytest.fixture
 def table(envs: dict[str, GlimpseVectorEnv]) -> ComparisonTable:
     makers = [lambda env, count=count: UpTo(env, count) for count in (20, 13, 8)]
