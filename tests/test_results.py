@@ -59,6 +59,8 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
     learns_from = "and the auxiliary loss" if config.auxiliary_weight else "the reward alone"
     if config.shaping != "none":
         learns_from = f'and shaping "{config.shaping}"'
+    if config.action == "box":
+        learns_from += ", box actions"
     start = f"| {config.task} | {learns_from} | {config.total_timesteps:,} |"
     (line,) = (line for line in (ROOT / "RESULTS.md").read_text().splitlines() if line.startswith(start))
     numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
