@@ -18,12 +18,14 @@ RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 RAM_RUNS = [path for path in RUNS if RunFolder(path).read_agent() == "ram"]
 FULL_IMAGE_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in NETWORKS]
 SB3_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in ("ppo", "ppo-lstm")]
+ABLATIONS = sorted(path.parent for path in (ROOT / "results" / "ablations").glob("*/*/config.json"))
 
 
 def test_there_are_results() -> None:
     assert RAM_RUNS
     assert SB3_RUNS
     assert FULL_IMAGE_RUNS
+    assert ABLATIONS
     assert set(RAM_RUNS + SB3_RUNS + FULL_IMAGE_RUNS) == set(RUNS)
 
 
@@ -66,6 +68,19 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
     numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
     cells = line.removeprefix(start)
     assert cells.startswith(f" {numbers}") if config.algorithm == "ppo-lstm" else cells.endswith(f" {numbers} |")
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.name)
+def test_ablations_are_quoted_as_they_were_measured(path: Path) -> None:
+    folder = RunFolder(path)
+    config = RamConfig(**folder.read_config("ram"))
+    assert config.task == path.parent.name
+    rows = folder.read_metrics()
+    assert len(rows) == config.epochs
+    best = min(row["validation_error_percent"] for row in rows)
+    section = (ROOT / "RESULTS.md").read_text().partition(f"## What helps, on {config.task}")[2].partition("\n## ")[0]
+    (line,) = (line for line in section.splitlines() if f"`{path.name}`" in line)
+    assert line.endswith(f"| {config.epochs} | {best:.2f} |")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
