@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
     numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
     cells = line.removeprefix(start)
     assert cells.startswith(f" {numbers}") if config.algorithm == "ppo-lstm" else cells.endswith(f" {numbers} |")
+
+
+def test_equal_wall_times_are_quoted_as_they_were_measured() -> None:
+    text = (ROOT / "RESULTS.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\| `[\w-]+-lstm-", line)]
+    pairs = [tuple(re.findall(r"`([\w-]+)`", line)) for line in lines]
+    assert {name for pair in pairs for name in pair} == {path.name for path in SB3_RUNS}
+    for line, (recurrent, control) in zip(lines, pairs, strict=True):
+        theirs, ours = (RunFolder(ROOT / "results" / name).read_metrics() for name in (control, recurrent))
+        seconds = theirs[-1]["train_seconds"]
+        early = [row["validation_error_percent"] for row in ours if row["train_seconds"] <= seconds]
+        reached = f"{min(early):.2f}" if early else "none yet"
+        best = min(row["validation_error_percent"] for row in theirs)
+        assert line.endswith(f"| {seconds:.0f} | {reached} | {best:.2f} |")
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.name)
