@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from agents.command import close_training, parse_training, say
 from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
 from agents.environment import make_env
 from agents.loading import load_run
@@ -41,66 +40,25 @@ class TrainRam:
     """Folder to write the run to; default: runs/ram-TASK-SEED."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ResumeRam:
-    """Go on with a run that was stopped, with the configuration it was begun with, to the same numbers."""
-
-    resume: Path
-    """Folder of the run."""
-    data_root: str | None = None
-    """Folder with the datasets, if it is not where the run was begun."""
-
-
 def train_ram(arguments: list[str]) -> None:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
-    is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
-    if is_resumed:
-        again = tyro.cli(ResumeRam, args=arguments, prog="python -m agents train ram")
-        folder = RunFolder(again.resume)
-        config = read_ram_config(folder)
-        config = dataclasses.replace(config, data_root=again.data_root or config.data_root)
-    else:
-        options = _parse_with_preset(arguments)
-        config = options.config
-        path = options.out or Path("runs") / f"ram-{config.task}-{config.seed}"
-        folder = RunFolder(path, [*_launcher(), "-m", "agents", "train", "ram", *arguments])
-    title = f"{'Going on with' if is_resumed else 'Training'} RAM on {config.task}: {folder.path}"
+    training = parse_training(
+        "ram", arguments, TrainRam, preset, read_ram_config, default_task=RamConfig.task, name="RAM"
+    )
+    config = training.config
     with join_ranks(config.device) as ranks, ExitStack() as stack:
-        report = stack.enter_context(show_progress(title)) if ranks.rank == 0 else None
+        report = stack.enter_context(show_progress(training.title)) if ranks.rank == 0 else None
 
         def on_progress(progress: Progress) -> None:
             text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
             if report is not None:
                 report(progress.done, text, progress.seconds_left)
 
-        result = train(config, folder, resume=is_resumed, on_progress=on_progress, ranks=ranks)
-    if not result.is_complete:
-        if ranks.rank == 0:
-            _say(f"Interrupted and saved. To go on: python -m agents train ram --resume {folder.path}")
-        raise SystemExit(130)
+        result = train(config, training.folder, resume=training.is_resumed, on_progress=on_progress, ranks=ranks)
     if ranks.rank == 0:
-        error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
-        _say(f"Done: {error}. Next: python -m agents evaluate {folder.path}")
-
-
-def _launcher() -> list[str]:
-    """How this process was started, without the ports of a meeting of several machines."""
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    return ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
-
-
-def _parse_with_preset(arguments: list[str]) -> TrainRam:
-    """The options of `train ram`; --task decides what the others default to, wherever it stands."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--task", default=RamConfig.task)
-    task = finder.parse_known_args(arguments)[0].task
-    return tyro.cli(
-        TrainRam,
-        args=arguments,
-        default=TrainRam(preset(task)),
-        prog="python -m agents train ram",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+        close_training(training, result)
+    elif not result.is_complete:
+        raise SystemExit(130)
 
 
 def evaluate_run(
@@ -139,7 +97,7 @@ def evaluate_run(
     try:
         find_run(run).add_result(f"{split} {protocol}", found)
     except (OSError, ValueError) as error:
-        _say(f"not written to results.json: {error}")
+        say(f"not written to results.json: {error}")
 
 
 def watch(
@@ -247,7 +205,7 @@ def main(arguments: list[str]) -> None:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        _say("Interrupted.")
+        say("Interrupted.")
         raise SystemExit(130) from None
 
 
@@ -257,10 +215,6 @@ def _choose(commands: dict[str, Any], prog: str, description: str, arguments: li
 
 def _train() -> None:
     """Train an agent; `train --help` lists them."""
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
@@ -28,19 +28,10 @@ from agents.progress import Report
 from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
 from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
+from agents.trainer import TrainResult
 
 PACKAGES = ("stable-baselines3", "sb3-contrib")
 BEST, LAST = "best_model.zip", "last_model.zip"
-
-
-class TrainResult(NamedTuple):
-    """What a training run ended with."""
-
-    is_complete: bool
-    """False where it was interrupted; `resume` goes on from its last complete epoch."""
-    best_epoch: int
-    validation_error_percent: float
-    """Of the best epoch: every validation image once, likeliest actions."""
 
 
 class RunCallback(EvalCallback):

@@ -1,0 +1,120 @@
+"""Command: what every `python -m agents train AGENT` does with its arguments, before training and after it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from rich.console import Console
+
+from agents.runs import RunFolder
+from agents.trainer import TrainResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, with the configuration it was begun with, to the same numbers."""
+
+    resume: Path
+    """Folder of the run."""
+    data_root: str | None = None
+    """Folder with the datasets, if it is not where the run was begun."""
+
+
+class Training(NamedTuple):
+    """A run that is to begin or to go on."""
+
+    prog: str
+    options: Any
+    """Of the type that parsed the arguments, a `Resume` or what begins a run."""
+    config: Any
+    folder: RunFolder
+    is_resumed: bool
+    title: str
+    """What to call it while it runs."""
+
+
+def parse_training(
+    agent: str,
+    arguments: list[str],
+    begin: Callable[..., Any],
+    preset: Callable[[str], Any],
+    read_config: Callable[[RunFolder], Any],
+    *,
+    default_task: str,
+    resume: Callable[..., Any] = Resume,
+    name: str | None = None,
+) -> Training:
+    """What the arguments ask for.
+
+    Args:
+        agent: name of the agent, after `train`.
+        arguments: what follows it.
+        begin: dataclass of the options of a new run, `config` the first, `out` among them; {name} in its docstring
+            stands for the agent's.
+        preset: gives a task's configuration, which the options not given are of.
+        read_config: reads a run's configuration.
+        default_task: the task where none is given.
+        resume: dataclass of the options with --resume.
+        name: what messages call the agent.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 0 after --help.
+        RunError: --resume names no run of this agent.
+    """
+    prog, name = f"python -m agents train {agent}", name or agent
+    is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
+    if is_resumed:
+        options = tyro.cli(resume, args=arguments, prog=prog)
+        folder = RunFolder(options.resume)
+        folder.read_config(agent)
+        config = read_config(folder)
+        config = dataclasses.replace(config, data_root=options.data_root or config.data_root)
+    else:
+        # --task decides what the other options default to, wherever it stands.
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--task", default=default_task)
+        task = finder.parse_known_args(arguments)[0].task
+        options = tyro.cli(
+            begin,
+            args=arguments,
+            default=begin(preset(task)),
+            prog=prog,
+            description=inspect.cleandoc(begin.__doc__ or "").replace("{name}", name),
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        config = options.config
+        path = options.out or Path("runs") / f"{agent}-{config.task}-{config.seed}"
+        folder = RunFolder(path, [*_launcher(), "-m", "agents", "train", agent, *arguments])
+    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {config.task}: {folder.path}"
+    return Training(prog, options, config, folder, is_resumed, title)
+
+
+def close_training(training: Training, result: TrainResult, saved: str = "Interrupted and saved. To go on") -> None:
+    """Says how it ended and what to do next.
+
+    Raises:
+        SystemExit: 130 where it was interrupted.
+    """
+    if not result.is_complete:
+        say(f"{saved}: {training.prog} --resume {training.folder.path}")
+        raise SystemExit(130)
+    error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
+    say(f"Done: {error}. Next: python -m agents evaluate {training.folder.path}")
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _launcher() -> list[str]:
+    """How this process was started, without the ports of a meeting of several machines."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    return ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
