@@ -15,6 +15,7 @@ from agents.ram.learner import Learner
 from agents.ram.network import RecurrentAttentionModel
 from agents.ram.rollout import make_env
 from agents.ram.trainer import Trainer
+from agents.ram.unrolled import unroll
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
 needs_compiler = pytest.mark.skipif(
@@ -51,7 +52,7 @@ def assert_equal_but_for_rounding(ours: dict[str, torch.Tensor], theirs: dict[st
 @needs_compiler
 @pytest.mark.parametrize("device", DEVICES)
 def test_compile_changes_nothing_beyond_rounding(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = digits(device=device, core="lstm")
+    config = digits(device=device, core="lstm", backpropagation="autograd")
     compiled: list[str] = []
     original = torch.compile
 
@@ -64,6 +65,42 @@ def test_compile_changes_nothing_beyond_rounding(device: str, monkeypatch: pytes
     assert not compiled
     assert_equal_but_for_rounding(after_updates(dataclasses.replace(config, compile=True)), plain)
     assert compiled == ["look", "locate", "classify", "estimate", "rollout_losses"]
+
+
+@pytest.mark.parametrize("fields", [*CORES, {"locator": "random"}, {"num_glimpses": 1}])
+@pytest.mark.parametrize("into_core", [False, True])
+def test_batched_backpropagation_changes_nothing_beyond_rounding(fields: dict, into_core: bool) -> None:
+    config = digits(early_weight=0.5, locator_gradient_into_core=into_core, **fields)
+    plain = after_updates(dataclasses.replace(config, backpropagation="autograd"))
+    assert_equal_but_for_rounding(after_updates(config), plain)
+
+
+@pytest.mark.parametrize("core", ["rnn", "lstm"])
+def test_batched_gradients_are_those_of_autograd(core: str) -> None:
+    """Of a function of all states that no loss is: the relative error of each weight's gradient."""
+    gradients: dict[str, dict[str, torch.Tensor]] = {}
+    for precision, backpropagation in (("float32", "autograd"), ("float32", "batched"), ("bfloat16", "batched")):
+        config = RamConfig(core=core, precision=precision, backpropagation=backpropagation)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model = RecurrentAttentionModel(64, 10, config)
+        body = unroll(model, 40, 5)
+        for _ in range(5):
+            seen = body.look({"glimpse": torch.rand(40, 1, 8, 8), "location": torch.rand(40, 2) * 2 - 1})
+        hidden = body.hidden()  # (T, N, hidden_size)
+        assert torch.equal(hidden[-1], seen)
+        assert not seen.requires_grad
+        (hidden * torch.randn(hidden.shape)).sum().backward()
+        parts = (model.glimpse_network, model.core)
+        found = {name: p.grad for part in parts for name, p in part.named_parameters() if p.grad is not None}
+        gradients[f"{precision} {backpropagation}"] = found
+    expected = gradients.pop("float32 autograd")
+    assert len(expected) == 10
+    for kind, most in (("float32 batched", 1e-5), ("bfloat16 batched", 0.1)):
+        assert gradients[kind].keys() == expected.keys()
+        for name, gradient in gradients[kind].items():
+            assert (gradient - expected[name]).norm() < most * expected[name].norm(), (kind, name)
+    with pytest.raises(ValueError, match="backpropagation must be 'batched' or 'autograd', got 'none'"):
+        RamConfig(backpropagation="none")  # type: ignore[arg-type]
 
 
 @needs_gpu

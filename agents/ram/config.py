@@ -67,19 +67,24 @@ class RamConfig(TrainConfig):
     weight_average: float = 0.0
     """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
 
+    backpropagation: Literal["batched", "autograd"] = "batched"
+    """How gradients go back through the core and the glimpse network: written out, with one product a weight for all
+    glimpses, or by autograd, glimpse by glimpse. Changes no number beyond rounding."""
     compile: bool = False
     """Let torch.compile fuse the network's parts and the losses; changes no number beyond rounding."""
     cuda_graph: bool = False
     """Record the rollout-and-update step as one CUDA graph and replay it; changes no number beyond rounding. Needs
     device "cuda"; several processes train without it."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the glimpse network and the core compute in, by autocast, when training and when measured; weights, heads,
-    log-probabilities and losses are float32 in any case."""
+    """What the glimpse network, the core and the location network's hidden layer compute in, when training and when
+    measured; weights, the last layers, log-probabilities and losses are float32 in any case."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.backpropagation not in ("batched", "autograd"):
+            raise ValueError(f"backpropagation must be 'batched' or 'autograd', got {self.backpropagation!r}")
         if self.location_reward not in get_args(LocationReward):
             raise ValueError(f"location_reward must be one of {get_args(LocationReward)}, got {self.location_reward!r}")
         if not self.location_std > 0:

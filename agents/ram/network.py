@@ -85,7 +85,10 @@ class RecurrentAttentionModel(nn.Module):
 
     def locate(self, hidden: Tensor) -> Tensor:
         """Mean of the next location. (..., hidden_size) -> (..., 2) in (-1, 1)."""
-        return self.locator(hidden if self.config.locator_gradient_into_core else hidden.detach()).tanh()
+        hidden = hidden if self.config.locator_gradient_into_core else hidden.detach()
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            hidden = self.locator[:-1](hidden)
+        return self.locator[-1](hidden.float()).tanh()
 
     def estimate(self, hidden: Tensor) -> Tensor:
         """Expected reward, the learned baseline; never trains the core. (..., hidden_size) -> (...)."""

@@ -13,6 +13,7 @@ from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout
 from agents.ram.network import RecurrentAttentionModel
 from agents.ram.policy import RamPolicy
+from agents.ram.unrolled import unroll
 from agents.ranks import ALONE, Ranks
 from agents.runs import RunError, RunFolder
 from agents.scripted import ScriptedLocator, make_locator
@@ -52,37 +53,35 @@ def play(
     Returns:
         What the losses need, as one graph.
     """
-    num_glimpses, num_envs, needs_early = env.config.num_glimpses, env.num_envs, model.config.needs_early_answers
+    num_glimpses, num_envs = env.config.num_glimpses, env.num_envs
     no_label = torch.zeros(num_envs, dtype=torch.int64, device=env.device)
-    means, locations, hidden = [], [], []
+    body = unroll(model, num_envs, num_glimpses)
+    locations = []
     observation, _ = env.reset(options=options)
-    state = model.initial_state(num_envs)
     for num_taken in range(1, num_glimpses):
-        state = model.look(observation, state)
-        mean = model.locate(state[0])  # (N, 2)
+        hidden = body.look(observation)
         if locator is None:
-            noise = ranks.draw(torch.randn, num_envs, generator, env.device)
-            location = mean.detach() + std * noise
+            with torch.no_grad():
+                mean = model.locate(hidden)  # (N, 2)
+            location = mean + std * ranks.draw(torch.randn, num_envs, generator, env.device)
         else:
             location = locator(observation, num_taken)
         observation, _, _, _, _ = env.step({"location": location, "label": no_label})
-        means.append(mean)
         locations.append(location)
-        hidden.append(state[0])
-    state = model.look(observation, state)
-    logits = model.classify(state[0])
+    body.look(observation)
+    states = body.hidden()  # (T, N, hidden_size)
+    before, last = states[:-1], states[-1]
+    logits = model.classify(last)
     _, reward, _, _, info = env.step({"location": observation["location"], "label": logits.detach().argmax(-1)})
-    empty = logits.new_zeros(num_envs, 0)
-    no_early = logits.new_zeros(num_envs, 0, logits.shape[1])
-    hidden_before = torch.stack(hidden, 1) if hidden else None  # (N, T - 1, hidden_size)
+    early_logits = model.classify(before if model.config.needs_early_answers else before[:0])
     return Rollout(
         logits=logits,
         labels=info["label"],
         rewards=reward,
-        location_means=torch.stack(means, 1) if means else empty[..., None].expand(-1, -1, 2),
-        locations=torch.stack(locations, 1) if locations else empty[..., None].expand(-1, -1, 2),
-        baselines=empty if hidden_before is None else model.estimate(hidden_before),
-        early_logits=no_early if hidden_before is None or not needs_early else model.classify(hidden_before),
+        location_means=model.locate(before).transpose(0, 1),
+        locations=torch.stack(locations, 1) if locations else reward.new_zeros(num_envs, 0, 2),
+        baselines=model.estimate(before).transpose(0, 1),
+        early_logits=early_logits.transpose(0, 1),
     )
 
 
