@@ -141,7 +141,7 @@ def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> No
 
 def _describe(config: RunConfig) -> str:
     setting = config.environment()
-    return f"{config.task} ({setting.composition}, {setting.num_glimpses} glimpses)"
+    return f"{config.task} ({setting.dataset}, {setting.composition}, {setting.num_glimpses} glimpses)"
 
 
 def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:

@@ -25,12 +25,15 @@ class TrainConfig:
         "batch_size": 1,
         "weight_decay": 0,
         "max_gradient_norm": 0,
+        "distorted_copies": 0,
         "validate_every": 1,
         "checkpoint_minutes": 0,
     }
 
     task: str = "mnist-28"
     """Task to learn; see the README's table."""
+    dataset: str | None = None
+    """Name of the images, "fashion-mnist" for instance; None takes the task's."""
     composition: Literal["add", "overwrite"] = "add"
     """How the digit meets the clutter, see GlimpseConfig."""
     num_glimpses: int | None = None
@@ -55,6 +58,10 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
 
+    distorted_copies: int = 0
+    """Copies of each training image, turned, scaled, sheared, shifted and bent a little, each in its own way. A pass
+    shows every image once, as it is or as one of its copies. 0 trains on the images as they are."""
+
     validate_every: int = 1
     """Epochs between evaluations on the validation split."""
     checkpoint_minutes: float = 2.0
@@ -76,6 +83,8 @@ class TrainConfig:
     def environment(self) -> GlimpseConfig:
         """The environment that the run trains on, training split."""
         overrides: dict[str, Any] = {"composition": self.composition, "data_root": self.data_root}
+        if self.dataset is not None:
+            overrides["dataset"] = self.dataset
         if self.num_glimpses is not None:
             overrides["num_glimpses"] = self.num_glimpses
         return get_task(self.task).config.replace(**overrides)

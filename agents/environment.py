@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
@@ -9,21 +10,29 @@ from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
 EVALUATION_LANES = 1000
 
 
-def make_env(setting: GlimpseConfig, device: str, num_envs: int | None = None) -> GlimpseVectorEnv:
+def make_env(
+    setting: GlimpseConfig, device: str, num_envs: int | None = None, images: np.ndarray | None = None
+) -> GlimpseVectorEnv:
     """The vector environment that runs train and are evaluated on, with tensors on a device.
 
-    Without `num_envs` it is for evaluation: as many lanes as there are images, at most `EVALUATION_LANES`.
+    Args:
+        setting: its configuration.
+        device: where its tensors are.
+        num_envs: lanes; None is for evaluation: as many as there are images, at most `EVALUATION_LANES`.
+        images: shown instead of the setting's own, uint8 (M * k, C, H, W); entry i has the label of image i modulo M.
+
+    Raises:
+        ValueError: the device cannot be used.
     """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if num_envs is None:
-        images = load_dataset(setting.dataset, setting.split, setting.data_root).images
-        num_envs = min(len(images), EVALUATION_LANES)
+    data = load_dataset(setting.dataset, setting.split, setting.data_root)
     return GlimpseVectorEnv(
-        num_envs,
+        min(len(data.images), EVALUATION_LANES) if num_envs is None else num_envs,
         setting,
+        dataset=None if images is None else (images, np.resize(data.labels, len(images))),
         device=device,
         output="torch",
         autoreset_mode="Disabled",

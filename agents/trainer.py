@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from agents.config import TrainConfig, learning_rate
+from agents.distortion import with_distorted_copies
 from agents.environment import make_env
 from agents.interrupts import noted_interrupts
 from agents.ranks import ALONE, Ranks
@@ -78,11 +79,16 @@ class Trainer(ABC):
         self.config, self.folder, self.ranks = config, folder, ranks
         device = ranks.device(config.device)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")
-        self.env = make_env(setting, device, self.num_scenes * rollouts)
+        images = load_dataset(setting.dataset, setting.split, setting.data_root).images
+        self.num_images = len(images)
+        copies = (
+            with_distorted_copies(images, config.distorted_copies, config.seed) if config.distorted_copies else None
+        )
+        self.env = make_env(setting, device, self.num_scenes * rollouts, copies)
         self.validation_env = make_env(config.environment().replace(split="validation"), device)
-        self.updates_per_epoch = self.env.num_images // config.batch_size
+        self.updates_per_epoch = self.num_images // config.batch_size
         if not self.updates_per_epoch:
-            raise ValueError(f"batch_size must be at most {self.env.num_images}, the images, got {config.batch_size}")
+            raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")
         self.average: AveragedModel | None = None
         self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
         self.epoch = 0  # complete ones
@@ -125,7 +131,11 @@ class Trainer(ABC):
         if self.update_in_epoch == 0 or not len(self.permutation):
             # A function of seed and epoch alone, so that a resumed run has the same one.
             order = torch.Generator().manual_seed(self.epoch_seed)
-            self.permutation = torch.randperm(self.env.num_images, generator=order).to(self.env.device)
+            permutation = torch.randperm(self.num_images, generator=order)
+            if self.config.distorted_copies:
+                copy = torch.randint(1 + self.config.distorted_copies, permutation.shape, generator=order)
+                permutation += copy * self.num_images
+            self.permutation = permutation.to(self.env.device)
         start = self.update_in_epoch * self.config.batch_size + self.ranks.rank * self.num_scenes
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
