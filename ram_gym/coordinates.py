@@ -50,6 +50,10 @@ def patch_origins(pixels: Array, side: int) -> Array:
     Returns:
         int64 (..., 2), (x, y) of the top-left pixel; negative or past the edge where the square leaves the canvas.
     """
+    return patch_centres(pixels, side) - side // 2
+
+
+def patch_centres(pixels: Array, side: int) -> Array:
+    """The pixels on which, or at whose top-left corner, the squares of `patch_origins` are centred. int64 (..., 2)."""
     xp = array_namespace(pixels)
-    centres = xp.round(pixels) if side % 2 == 0 else xp.floor(pixels)
-    return xp.astype(centres, xp.int64) - side // 2
+    return xp.astype(xp.round(pixels) if side % 2 == 0 else xp.floor(pixels), xp.int64)

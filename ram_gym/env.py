@@ -167,7 +167,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         keys = np.array([scenes.scene_keys(self._index, self._scene_seed, self.config.split)], np.int64)
         self._placement = scenes.place(indices, keys, self._data.images.shape, self.config)
         canvas = scenes.compose(self._data.images, indices, self._placement, self.config)
-        self._pyramid = build_pyramid(canvas, self.config, self._pyramid, is_wide=True)
+        self._pyramid = build_pyramid(canvas, self.config, self._pyramid)
         self._path = [scenes.first_locations(keys)[0] if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}
@@ -213,7 +213,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def canvas(self) -> np.ndarray:
         """The hidden scene, uint8 (C, S, S). For drawing and for bounds: no observation shows it."""
         self._require_episode()
-        return canvases_of(self._pyramid, self.config, is_wide=True)[0]
+        return canvases_of(self._pyramid, self.config)[0]
 
     @property
     def label(self) -> int:

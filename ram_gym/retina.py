@@ -21,7 +21,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import GlimpseConfig
-from ram_gym.coordinates import Array, location_to_pixel, patch_origins
+from ram_gym.coordinates import Array, location_to_pixel, patch_centres
 
 
 class _Level(NamedTuple):
@@ -38,17 +38,15 @@ class _Level(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _levels(config: GlimpseConfig, is_wide: bool = False) -> tuple[_Level, ...]:
+def _levels(config: GlimpseConfig) -> tuple[_Level, ...]:
     levels, start = [], 0
     for scale in range(config.num_scales):
         block, following = config.block_side(scale), config.block_side(scale + 1)
-        # Wide enough that the next scale's sums are sums of shifted copies, without a case for the border.
-        is_last = scale == config.num_scales - 1
-        before, after = (block, 1) if is_last else (following, following - block + 1)
-        if is_wide:
-            half = (config.patch_side(scale) + 1) // 2
-            before, after = max(before, half), max(after, half)
-        width = before + config.canvas_size + after
+        # Wide enough that no patch leaves it, wherever the location; and that the next scale's sums are sums of
+        # shifted copies, without a case for the border.
+        half, is_last = (config.patch_side(scale) + 1) // 2, scale == config.num_scales - 1
+        before = max(half, block if is_last else following)
+        width = before + config.canvas_size + max(half, 1 if is_last else following - block + 1)
         levels.append(_Level(block, before, width, start))
         start += width * width
     return tuple(levels)
@@ -60,32 +58,29 @@ def _square(pyramid: Array, level: _Level) -> Array:
     return array_namespace(pyramid).reshape(flat, (*flat.shape[:2], level.width, level.width))
 
 
-def new_pyramid(num: int, channels: int, config: GlimpseConfig, like: Array, *, is_wide: bool = False) -> Array:
+def new_pyramid(num: int, channels: int, config: GlimpseConfig, like: Array) -> Array:
     """An empty pyramid for `build_pyramid`: zeros (num, channels, L), of the kind and on the device of `like`."""
     xp = array_namespace(like)
-    last = _levels(config, is_wide)[-1]
+    last = _levels(config)[-1]
     largest = 255 * last.block**2
     dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
     return xp.zeros((num, channels, last.start + last.width**2), dtype=dtype, device=device(like))
 
 
-def build_pyramid(
-    canvases: Array, config: GlimpseConfig, pyramid: Array | None = None, *, is_wide: bool = False
-) -> Array:
+def build_pyramid(canvases: Array, config: GlimpseConfig, pyramid: Array | None = None) -> Array:
     """Box sums of canvases at every place and scale.
 
     Args:
         canvases: uint8 (N, C, S, S).
         config: gives the number of scales and their factor.
         pyramid: one that was built before for as many canvases; it is overwritten, which saves its allocation.
-        is_wide: with a border of zeros so wide that no patch leaves it, as `sense_one` needs.
 
     Returns:
         (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other.
     """
-    levels, size, factor = _levels(config, is_wide), config.canvas_size, config.scale_factor
+    levels, size, factor = _levels(config), config.canvas_size, config.scale_factor
     if pyramid is None:
-        pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases, is_wide=is_wide)
+        pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
     pixels = slice(levels[0].before, levels[0].before + size)
     _square(pyramid, levels[0])[:, :, pixels, pixels] = canvases
     for fine, coarse in itertools.pairwise(levels):
@@ -108,10 +103,10 @@ def _add_all(terms: list[Array], out: Array | None = None) -> Array:
     return total
 
 
-def canvases_of(pyramid: Array, config: GlimpseConfig, *, is_wide: bool = False) -> Array:
+def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
     """The canvases that a pyramid was built from: a copy, uint8 (N, C, S, S)."""
     xp = array_namespace(pyramid)
-    level = _levels(config, is_wide)[0]
+    level = _levels(config)[0]
     pixels = slice(level.before, level.before + config.canvas_size)
     return xp.astype(_square(pyramid, level)[:, :, pixels, pixels], xp.uint8, copy=True)
 
@@ -119,18 +114,15 @@ def canvases_of(pyramid: Array, config: GlimpseConfig, *, is_wide: bool = False)
 class _Constants(NamedTuple):
     """What `sense` needs for a configuration on a device; K scales of P x P values. int64 unless noted."""
 
-    sides: tuple[int, ...]
-    """Patch sides in canvas pixels."""
-    steps: Array
-    """(K, P), pixels from a patch's first value to each."""
-    low: Array
-    """(K, 1), the smallest pixel that is looked up; all before it are as zero as it is."""
-    high: Array
-    """(K, 1), the largest one."""
+    has_even_sides: bool
+    has_odd_sides: bool
+    """Whether some patch has an even side in canvas pixels, and whether some has an odd one."""
+    is_even: Array
+    """bool (K,), whether a scale's patches have even sides."""
     widths: Array
-    """(K, 1), of the levels."""
+    """(K,), of the levels."""
     offsets: Array
-    """(K, 1), of pixel (0, 0) in a pyramid."""
+    """(K, P * P), from where a patch's centre pixel would lie in its level, were that all there is, to its values."""
     divisors: Array
     """float32 (K, 1, 1), what white sums up to."""
 
@@ -138,20 +130,21 @@ class _Constants(NamedTuple):
 @lru_cache(maxsize=64)
 def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
     levels = _levels(config)
-
-    def column(numbers: list[int]) -> Array:
-        return xp.asarray(numbers, dtype=xp.int64, device=where)[:, None]
-
-    blocks = column([level.block for level in levels])
+    is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
+    steps = np.arange(config.patch_size)
+    offsets = [
+        (steps[:, None] * level.width + steps).ravel() * level.block
+        + (level.start + (level.before - config.patch_side(scale) // 2) * (level.width + 1))
+        for scale, level in enumerate(levels)
+    ]
     return _Constants(
-        tuple(config.patch_side(scale) for scale in range(config.num_scales)),
-        xp.arange(config.patch_size, dtype=xp.int64, device=where) * blocks,
-        -blocks,
-        column([config.canvas_size] * len(levels)),
-        column([level.width for level in levels]),
-        column([level.start + level.before * (level.width + 1) for level in levels]),
+        any(is_even),
+        not all(is_even),
+        xp.asarray(is_even, device=where),
+        xp.asarray([level.width for level in levels], dtype=xp.int64, device=where),
+        xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        xp.astype(255 * blocks * blocks, xp.float32)[:, :, None],
+        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
     )
 
 
@@ -171,11 +164,11 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     scales, side = config.num_scales, config.patch_size
     num, channels = pyramid.shape[:2]
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
-    origins = xp.stack([patch_origins(pixels, side) for side in known.sides], axis=2)  # (N, 2, K)
-    # Pixels (x, y) of every value, those beyond the border moved onto zeros next to it.
-    places = xp.minimum(xp.maximum(origins[..., None] + known.steps, known.low), known.high)  # (N, 2, K, P)
-    rows = places[:, 1] * known.widths + known.offsets
-    flat = rows[..., None] + places[:, 0, :, None, :]  # (N, K, P, P)
+    if known.has_even_sides and known.has_odd_sides:
+        centres = xp.where(known.is_even, patch_centres(pixels, 2)[..., None], patch_centres(pixels, 1)[..., None])
+    else:
+        centres = patch_centres(pixels, 2 if known.has_even_sides else 1)[..., None]  # (N, 2, K or 1)
+    flat = (centres[:, 1] * known.widths + centres[:, 0])[..., None] + known.offsets  # (N, K, P * P)
     sums = _look_up(pyramid, xp.reshape(flat, (num, 1, scales * side * side)))
     sums = xp.permute_dims(xp.reshape(sums, (num, channels, scales, side * side)), (0, 2, 1, 3))
     glimpses = xp.astype(sums, xp.float32) / known.divisors
@@ -186,7 +179,7 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     """The glimpse that `sense` gives, of a single canvas in NumPy: slices instead of lookups.
 
     Args:
-        pyramid: what `build_pyramid` gave for one canvas of C channels, `is_wide`.
+        pyramid: what `build_pyramid` gave for one canvas of C channels.
         location: float32 (2,) in [-1, 1].
         config: as `sense`.
 
@@ -196,7 +189,7 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     side, channels = config.patch_size, pyramid.shape[1]
     x, y = location_to_pixel(location, config.canvas_size).tolist()
     glimpse = np.empty((config.num_scales, channels, side, side), np.float32)
-    for scale, level in enumerate(_levels(config, True)):
+    for scale, level in enumerate(_levels(config)):
         span = side * level.block
         # Python rounds ties to even, as `patch_origins` does.
         column, row = ((round(at) if span % 2 == 0 else int(at)) - span // 2 + level.before for at in (x, y))
