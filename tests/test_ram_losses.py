@@ -75,22 +75,35 @@ def test_leave_one_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("use_leave_one_out", [False, True])
-@pytest.mark.parametrize("kind", ["every-answer", "every-likelihood"])
-def test_looks_are_worth_the_answers_after_them(kind: LocationReward, use_leave_one_out: bool) -> None:
+@pytest.mark.parametrize("kind", ["every-answer", "every-likelihood", "likelihood-gain"])
+@pytest.mark.parametrize("discount", [0.0, 0.5, 1.0])
+def test_looks_are_worth_the_answers_after_them(kind: LocationReward, use_leave_one_out: bool, discount: float) -> None:
     rollout, group = random_rollout(), 3
     expected = np.zeros((12, 4))
     for episode in range(12):
         label = int(rollout.labels[episode])
         for look in range(4):
-            after = [rollout.early_logits[episode, later] for later in range(look + 1, 4)] + [rollout.logits[episode]]
-            for scores in (each.detach().numpy() for each in after):
+            answers = [*rollout.early_logits[episode, look:], rollout.logits[episode]]  # the first before the look
+            values = []
+            for scores in (each.detach().numpy() for each in answers):
                 likelihood = math.log(np.exp(scores[label]) / np.exp(scores).sum())
-                reward = float(scores.argmax() == label) if kind == "every-answer" else likelihood
-                expected[episode, look] += reward / len(after)
-    found = returns(rollout, kind)
+                values.append(float(scores.argmax() == label) if kind == "every-answer" else likelihood)
+            before, *after = values
+            weights = [discount**later for later in range(len(after))]
+            expected[episode, look] = np.average(after, weights=weights)
+            if kind == "likelihood-gain":
+                expected[episode, look] -= before
+    found = returns(rollout, kind, discount)
     assert not found.requires_grad
     np.testing.assert_allclose(found, expected, rtol=1e-10)
-    losses = rollout_losses(rollout, STD, group, use_leave_one_out=use_leave_one_out, location_reward=kind)
+    losses = rollout_losses(
+        rollout,
+        STD,
+        group,
+        use_leave_one_out=use_leave_one_out,
+        location_reward=kind,
+        location_discount=discount,
+    )
     baselines = rollout.baselines.detach().numpy()
     log_density = torch.distributions.Normal(rollout.location_means, STD).log_prob(rollout.locations).sum(-1)
     reinforce = 0.0

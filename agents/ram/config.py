@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from agents.config import TrainConfig
 
-Locator = Literal["learned", "random", "centre", "scan"]
-LocationReward = Literal["answer", "every-answer", "every-likelihood"]
+Locator = Literal["learned", "random", "centre", "scan", "oracle"]
+LocationReward = Literal["answer", "every-answer", "every-likelihood", "likelihood-gain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class RamConfig(TrainConfig):
         "reinforce_weight": 0,
         "baseline_weight": 0,
         "early_weight": 0,
+        "location_discount": 0,
     }
 
     rollouts: int = 1
@@ -60,7 +61,10 @@ class RamConfig(TrainConfig):
     as the paper does."""
     location_reward: LocationReward = "answer"
     """What REINFORCE wants more of: right last answers, as the paper; from each look on, the share of answers that are
-    right; or from each look on, the answers' mean log-likelihood."""
+    right, or the answers' mean log-likelihood; or what that mean gains on the answer before the look."""
+    location_discount: float = 1.0
+    """Weight of each later answer relative to the one before it, in what a look is worth by all answers after it: 1
+    counts them alike, 0 the next one alone."""
     locator_gradient_into_core: bool = False
     """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
 
@@ -85,6 +89,8 @@ class RamConfig(TrainConfig):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.backpropagation not in ("batched", "autograd"):
             raise ValueError(f"backpropagation must be 'batched' or 'autograd', got {self.backpropagation!r}")
+        if self.location_discount > 1:
+            raise ValueError(f"location_discount must be at most 1, got {self.location_discount}")
         if self.location_reward not in get_args(LocationReward):
             raise ValueError(f"location_reward must be one of {get_args(LocationReward)}, got {self.location_reward!r}")
         if not self.location_std > 0:

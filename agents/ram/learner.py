@@ -76,6 +76,7 @@ class Learner(nn.Module):
             config.rollouts,
             use_leave_one_out=use_leave_one_out,
             location_reward=config.location_reward,
+            location_discount=config.location_discount,
         )
         reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
         baseline_weight = 0.0 if use_leave_one_out else config.baseline_weight

@@ -56,24 +56,34 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
     return ((grouped.sum(1, keepdim=True) - grouped) / (rollouts - 1)).flatten(0, 1)
 
 
-def returns(rollout: Rollout, location_reward: LocationReward = "answer") -> Tensor:
+def returns(rollout: Rollout, location_reward: LocationReward = "answer", discount: float = 1.0) -> Tensor:
     """What each look was worth, a constant. -> (N, T - 1)
 
-    The reward of the last answer for all of them; or the mean over the answers given after the look, of how right they
-    are (0 or 1) or of the right label's log-likelihood, which needs `early_logits`.
+    The reward of the last answer for all of them; or, over the answers given after the look, the mean of how right they
+    are (0 or 1) or of the right label's log-likelihood; or that mean less the log-likelihood before the look. All but
+    the first need `early_logits`. Of the answers after a look, each weighs `discount` times what the one before weighs.
+
+    What stood before a look does not depend on where it goes, so to subtract it leaves the gradient's mean as it is and
+    takes away what differs between easy scenes and hard ones. Later answers depend on later looks too, so the less they
+    weigh the less the gradient varies.
 
     Differs: the paper has the first alone.
     """
     if location_reward == "answer":
         return rollout.rewards[:, None].expand_as(rollout.baselines)
-    logits = torch.cat((rollout.early_logits[:, 1:], rollout.logits[:, None]), 1).detach()  # after each look
+    logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1).detach()  # of all answers, (N, T, L)
     if location_reward == "every-answer":
-        rewards = (logits.argmax(-1) == rollout.labels[:, None]).to(logits.dtype)
+        values = (logits.argmax(-1) == rollout.labels[:, None]).to(logits.dtype)
     else:
         labels = rollout.labels[:, None, None].expand(-1, logits.shape[1], 1)
-        rewards = logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
-    num_left = torch.arange(rewards.shape[1], 0, -1, device=rewards.device)
-    return rewards.flip(1).cumsum(1).flip(1) / num_left
+        values = logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
+    before, after = values[:, :-1], values[:, 1:]
+    means, total, weight = [], torch.zeros_like(after[:, 0]), 0.0
+    for value in reversed(after.unbind(1)):
+        total, weight = value + discount * total, 1 + discount * weight
+        means.append(total / weight)
+    worth = torch.stack(means[::-1], 1)
+    return worth - before if location_reward == "likelihood-gain" else worth
 
 
 def rollout_losses(
@@ -83,6 +93,7 @@ def rollout_losses(
     *,
     use_leave_one_out: bool,
     location_reward: LocationReward = "answer",
+    location_discount: float = 1.0,
 ) -> Losses:
     """The terms: cross-entropy of the answer, REINFORCE, the baseline's squared error, cross-entropy of early answers.
 
@@ -93,7 +104,8 @@ def rollout_losses(
         rollout: N episodes.
         std: standard deviation of the location policy; a number or a scalar on the rollout's device.
         rollouts: how many episodes in a row share a scene.
-        location_reward: see `returns`.
+        location_reward: see `returns`, as for
+        location_discount: how much less each later answer counts.
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 
     Returns:
@@ -110,7 +122,7 @@ def rollout_losses(
     if num_early := rollout.early_logits.shape[1]:
         labels = rollout.labels.repeat_interleave(num_early)
         early = functional.cross_entropy(rollout.early_logits.flatten(0, 1), labels)
-    rewards = returns(rollout, location_reward)
+    rewards = returns(rollout, location_reward, location_discount)
     expected = leave_one_out(rewards, rollouts) if use_leave_one_out else rollout.baselines.detach()
     log_probability = location_log_probability(rollout.location_means, rollout.locations, std)
     reinforce = -(log_probability * (rewards - expected)).mean()
