@@ -18,7 +18,12 @@ PROFILED_OPERATIONS = 25
 
 def _config(case: Case, plan: Plan) -> RamConfig:
     config = dataclasses.replace(
-        preset(case.task), data_root=plan.data_root, device=case.device, rollouts=1, batch_size=case.batch
+        preset(case.task),
+        data_root=plan.data_root,
+        device=case.device,
+        rollouts=1,
+        batch_size=case.batch,
+        distorted_copies=0,  # made before training begins; what an update costs does not depend on them
     )
     return dataclasses.replace(config, precision="bfloat16") if case.variant == "bfloat16" else config
 
