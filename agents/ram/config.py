@@ -115,7 +115,7 @@ def location_std(config: RamConfig, done: float) -> float:
 
 
 _FOVEATED = {
-    "epochs": 150,
+    "epochs": 120,
     "location_std": 0.25,
     "final_location_std": 0.05,
     "early_weight": 1.0,
