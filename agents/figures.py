@@ -131,7 +131,7 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
 
     order = sorted(curves, key=lambda name: -curves[name][:, 1].min())
-    with rc_context(_STYLE):
+    with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(7.5, max(4.2, 0.17 * len(curves) + 0.6)), layout="constrained")
         axes = figure.subplots()
         for number, name in enumerate(order):
@@ -147,12 +147,12 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         ends = [curve[-1, 0] for curve in curves.values()]
         if max(ends) > 20 * min(ends):
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("training scenes")
         axes.set_ylabel("validation error in %")
         axes.grid(alpha=0.25)
@@ -235,7 +235,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     sureness = _sureness(played)
     rows = -(-len(index) // COLUMNS)
     where = f"{evaluation.task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
-    with rc_context(_STYLE):
+    with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(9.6, 1.83 * rows + 0.5), layout="constrained")
         figure.suptitle(f"{_short(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
         grid = figure.subplots(rows, COLUMNS, squeeze=False)
