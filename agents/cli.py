@@ -15,6 +15,7 @@ from rich.console import Console
 from agents.command import close_training, parse_training, say
 from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
 from agents.environment import make_env
+from agents.figures import draw_figures
 from agents.loading import load_run
 from agents.probing import probe_runs
 from agents.progress import format_training, show_progress
@@ -23,6 +24,7 @@ from agents.ram.rollout import read_ram_config
 from agents.ram.trainer import Progress, train
 from agents.ranks import join_ranks
 from agents.runs import PRETRAINED, RunFolder, find_run, publish
+from agents.summary import summarise
 from ram_gym import save_gif
 
 
@@ -199,7 +201,7 @@ def main(arguments: list[str]) -> None:
             _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
         else:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
-            commands |= {"probe": probe_runs, "publish": publish_run}
+            commands |= {"probe": probe_runs, "summary": summarise, "figures": draw_figures, "publish": publish_run}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

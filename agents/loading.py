@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from agents.runs import RunError, RunFolder
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
@@ -22,6 +22,10 @@ class RunConfig(Protocol):
         """The environment that the run trained on, training split."""
         ...
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, `seed` among them, as `json.dumps` takes them."""
+        ...
+
 
 class TrainedRun(NamedTuple):
     """What a run folder holds, ready to play."""
@@ -33,6 +37,28 @@ class TrainedRun(NamedTuple):
     """(environment, scripted locator or None for the run's own, name for reports) -> policy."""
     looks: bool = True
     """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
+
+
+def read_config(folder: RunFolder) -> RunConfig:
+    """The configuration of a run, without its weights. What an older run does not name has its default.
+
+    Raises:
+        RunError: there is no such run, it is of no agent of this version, or its config.json is damaged.
+    """
+    agent = folder.read_agent()
+    make: Callable[..., RunConfig]
+    if agent in ("ppo", "ppo-lstm"):
+        from agents.sb3.config import Sb3Config as make
+    elif agent in ("cnn", "mlp"):
+        from agents.full_image.config import FullImageConfig as make
+    elif agent == "ram":
+        from agents.ram.config import RamConfig as make
+    else:
+        raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
+    try:
+        return make(**folder.read_config(agent))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
 
 
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:

@@ -1,0 +1,297 @@
+"""`python -m agents figures`: learning curves, paths of glimpses and mistakes of runs, as PNG files for a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from agents.command import say
+from agents.comparing import Split, evaluate_with_progress
+from agents.environment import make_env
+from agents.loading import load_run, read_config
+from agents.runs import RunFolder, find_run
+from ram_gym import Evaluation, GlimpseConfig, Policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS, MAX_SCENES = 6, 24
+WEIGHTS = ("best.safetensors", "best_model.zip")
+_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
+_LINES = ("-", "--", "-.", ":")
+_RIGHT, _WRONG, _GREY = "#00734f", "#c22f00", "#777777"
+_BRIGHTNESS = 0.6  # of canvases, so that white lines are seen on white digits
+_LONGEST_NAME = 34
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def draw_figures(
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")],
+    out: Path,
+    split: Split = "validation",
+    data_root: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Draw learning curves of runs and, of each that has weights, where it looks and what it mistakes for what.
+
+    Writes learning-curves.png (validation error against training scenes, from metrics.jsonl), NAME-paths.png (the first
+    scenes of the split with the path of glimpses) and NAME-mistakes.png (wrong answers, the surest first). Scenes are
+    fixed, so the same run gives the same figures.
+
+    Args:
+        runs: Run folders or pretrained:NAME. Without weights a run is in the learning curves alone.
+        out: Folder to write to.
+        split: Which split's scenes to show; the test split, or the one checkpoints were chosen on.
+        data_root: Folder with the datasets, if it is not where the runs were trained.
+        device: PyTorch device, "cpu" or "cuda".
+    """
+    folders = name_runs([find_run(name) for name in runs])
+    curves = {name: curve for name, folder in folders.items() if len(curve := read_curve(folder))}
+    for name in [name for name in folders if name not in curves]:
+        say(f"{name}: no metrics.jsonl with validation errors, so not in the learning curves")
+    out.mkdir(parents=True, exist_ok=True)
+    if curves:
+        _save(draw_curves(curves), out / "learning-curves.png")
+    for name, folder in folders.items():
+        if not any((folder.path / file).is_file() for file in WEIGHTS):
+            say(f"{name}: no weights, so its paths and mistakes are not drawn")
+            continue
+        played = play(folder, name, split, data_root, device)
+        if played.looks:
+            index = torch.arange(min(MAX_SCENES, played.evaluation.episodes))
+            title = f"{name}: scenes {index[0]} to {index[-1]}"
+            _save(draw_scenes(played, index, title), out / f"{name}-paths.png")
+        else:
+            say(f"{name}: sees all at once, so there are no paths to draw")
+        wrong = mistakes(played)
+        if not len(wrong):
+            say(f"{name}: no mistakes to draw")
+            continue
+        count = f"{min(MAX_SCENES, len(wrong))} of {len(wrong):,} mistakes, the surest first"
+        _save(draw_scenes(played, wrong[:MAX_SCENES], f"{name}: {count}"), out / f"{name}-mistakes.png")
+
+
+def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """Runs by short names that files can have: their folders' names, with those above where that leaves two alike.
+
+    Raises:
+        ValueError: there is none, or one is named twice.
+        RunError: one of the folders holds no run.
+    """
+    for folder in folders:
+        folder.read_about()
+    paths = [folder.path.resolve() for folder in folders]
+    if not paths:
+        raise ValueError("runs must name run folders or pretrained:NAME, got none")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"runs must be named once each, got {', '.join(str(folder.path) for folder in folders)}")
+    depth, names = 0, [""]
+    while len(set(names)) < len(paths):
+        depth += 1
+        names = ["-".join(path.parts[1:][-depth:]) for path in paths]
+    return dict(zip(names, folders, strict=True))
+
+
+def read_curve(folder: RunFolder) -> np.ndarray:
+    """Validation error as training went on: float64 (n, 2), training scenes and error in percent.
+
+    Raises:
+        RunError: there is no such run, or its config.json is damaged.
+    """
+    # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
+    steps_per_scene = read_config(folder).environment().num_glimpses
+    points = [
+        (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
+        for row in folder.read_metrics()
+        if "validation_error_percent" in row and ("scenes" in row or "steps" in row)
+    ]
+    return np.array(points, np.float64).reshape(-1, 2)
+
+
+def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
+    """Learning curves, in the legend from the largest to the smallest best error, a dot where each is.
+
+    Args:
+        curves: at least one, by name, as `read_curve` gives them.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
+
+    order = sorted(curves, key=lambda name: -curves[name][:, 1].min())
+    with rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(7.5, max(4.2, 0.17 * len(curves) + 0.6)), layout="constrained")
+        axes = figure.subplots()
+        for number, name in enumerate(order):
+            scenes, errors = curves[name].T
+            best = f"{errors.min():5.2f}".replace(" ", "\N{FIGURE SPACE}")  # as wide as a digit
+            line = _LINES[number // len(_COLOURS) % len(_LINES)]
+            style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
+            axes.plot(scenes, errors, label=f"{best}  {_short(name)}", **style)
+            axes.plot(scenes[errors.argmin()], errors.min(), "o", color=style["color"], markersize=4)
+        # Where a curve reaches 0 it leaves the axes at the bottom, which are of the errors above 0.
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        ends = [curve[-1, 0] for curve in curves.values()]
+        if max(ends) > 20 * min(ends):
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("training scenes")
+        axes.set_ylabel("validation error in %")
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside right upper", title="best, in %", frameon=False, fontsize=8, alignment="left")
+    return figure
+
+
+class Played(NamedTuple):
+    """What a run did on a split."""
+
+    evaluation: Evaluation
+    probabilities: Tensor
+    """float32 (episodes, L), of each label, after the last glimpse."""
+    looks: bool
+    """Whether it answers from glimpses."""
+    device: str
+
+
+class _Recorder:
+    """A policy that keeps the probabilities it gave the labels at the last step of each batch."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.name = policy, policy.name
+        self.answers_early = bool(getattr(policy, "answers_early", False))
+        self.batches: list[Tensor] = []
+
+    def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
+        # The policy's own memory is wrapped: None, which is the beginning of a batch, may be a memory of its as well.
+        if state is None:
+            self.batches.append(torch.empty(0))
+        action, memory = self.policy.act(observation, None if state is None else state[0])
+        self.batches[-1] = action["log_probabilities"].exp()
+        return action, (memory,)
+
+
+def play(folder: RunFolder, name: str, split: Split, data_root: str | None = None, device: str = "cpu") -> Played:
+    """Plays a split's fixed scenes once, as `python -m agents evaluate` does.
+
+    Args:
+        folder: the run, with weights.
+        name: what to call it.
+        split: the scenes.
+        data_root: folder with the datasets, where it is not the run's.
+        device: where to play.
+
+    Raises:
+        RunError: the run is damaged.
+        ValueError: the dataset is not there, or the device cannot be used.
+        ImportError: it is a Stable-Baselines3 run, and that is not installed.
+    """
+    run = load_run(folder, device, data_root)
+    env = make_env(run.config.environment().replace(split=split), device)
+    recorder = _Recorder(run.make_policy(env, None, name))
+    evaluation = evaluate_with_progress(recorder, env, run.config.task, "single")
+    probabilities = torch.cat([batch.cpu() for batch in recorder.batches])[: evaluation.episodes]
+    return Played(evaluation, probabilities, run.looks, device)
+
+
+def mistakes(played: Played) -> Tensor:
+    """The scenes that got a wrong answer, the surest answer first: int64 (errors,)."""
+    wrong = (~played.evaluation.is_right).nonzero().squeeze(1)
+    return wrong[_sureness(played)[wrong].argsort(descending=True, stable=True)]
+
+
+def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
+    """A sheet of scenes: canvas, path of glimpses with the finest patches' squares, right label and answer.
+
+    Args:
+        played: what the run did.
+        index: int64 (n,), n at least 1, which scenes.
+        title: what they are.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    evaluation = played.evaluation
+    env = make_env(evaluation.setting, played.device, len(index))
+    env.reset(options={"index": index.to(env.device)})
+    canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
+    sureness = _sureness(played)
+    rows = -(-len(index) // COLUMNS)
+    where = f"{evaluation.task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
+    with rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(9.6, 1.83 * rows + 0.5), layout="constrained")
+        figure.suptitle(f"{_short(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
+        grid = figure.subplots(rows, COLUMNS, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, canvas, scene in zip(grid.flat, canvases, index.tolist(), strict=False):
+            label, answer = int(evaluation.labels[scene]), int(evaluation.predictions[scene])
+            path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
+            _draw_scene(axes, canvas, path, evaluation.setting)
+            colour = _RIGHT if label == answer else _WRONG
+            axes.set_title(f"{label} → {answer} ({sureness[scene]:.2f})", color=colour, fontsize=9, pad=3)
+            axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=_GREY)
+    return figure
+
+
+def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, setting: GlimpseConfig) -> None:
+    """One canvas, uint8 (S, S, C), with a path, float32 (T, 2); points and squares are yellow first, purple last."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    size, side = setting.canvas_size, setting.patch_size
+    shown = np.broadcast_to(canvas, (size, size, 3)) * _BRIGHTNESS / 255
+    axes.imshow(shown, extent=(0, size, size, 0), interpolation="nearest")
+    points = (path + 1) * (size / 2)  # (T, 2), in pixels
+    # An even patch is centred on a corner between pixels, an odd one on a pixel.
+    corners = (np.round(points) if side % 2 == 0 else np.floor(points)) - side // 2
+    colours = colormaps["plasma"](np.linspace(0.95, 0.35, len(path)))
+    axes.plot(*points.T, color="white", linewidth=0.8, alpha=0.8, clip_on=False)
+    for number, (point, corner, colour) in enumerate(zip(points, corners, colours, strict=True)):
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=0.8, alpha=0.9))
+        order = 3 + number / len(path)
+        axes.plot(*point, "o", color=colour, markersize=7, markeredgewidth=0, clip_on=False, zorder=order)
+        ink = "black" if number < len(path) / 2 else "white"
+        text = {"ha": "center", "va": "center_baseline", "fontsize": 5.5, "color": ink, "zorder": order}
+        axes.text(*point, str(number + 1), **text)
+    axes.set_xlim(0, size)
+    axes.set_ylim(size, 0)
+
+
+def _sureness(played: Played) -> Tensor:
+    """Probability of the answer that was given: float32 (episodes,)."""
+    return played.probabilities.gather(1, played.evaluation.predictions[:, None]).squeeze(1)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a PNG file of few colours, which is half as large and looks the same."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120)
+    with Image.open(file) as image:
+        image.convert("RGB").quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
+    say(str(path))
+
+
+def _short(name: str, longest: int = _LONGEST_NAME) -> str:
+    return name if len(name) <= longest else "…" + name[1 - longest :]

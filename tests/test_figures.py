@@ -1,0 +1,137 @@
+"""`python -m agents figures`: what is drawn is what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from agents.cli import main
+from agents.environment import make_env
+from agents.figures import Played, draw_curves, draw_scenes, mistakes, name_runs, play, read_curve
+from agents.loading import load_run
+from agents.ram.config import RamConfig
+from agents.runs import RunError, RunFolder
+from agents.sb3.config import Sb3Config
+from ram_gym import GlimpseEnv, evaluate
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A short run on the digits, which errs often."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    sizes = ["--hidden-size", "16", "--glimpse-hidden-size", "8"]
+    main(["train", "ram", "--task", "digits", *sizes, "--epochs", "4", "--out", str(path)])
+    return RunFolder(path)
+
+
+@pytest.fixture(scope="module")
+def played(run: RunFolder) -> Played:
+    return play(run, "digits", "validation")
+
+
+def test_the_mistakes_are_those_that_an_evaluation_finds_the_surest_first(run: RunFolder, played: Played) -> None:
+    trained = load_run(run)
+    env = make_env(trained.config.environment().replace(split="validation"), "cpu", 100)  # does not divide the split
+    alone = evaluate(trained.make_policy(env, None, "alone"), env)
+    found = mistakes(played)
+    assert set(found.tolist()) == set((alone.predictions != alone.labels).nonzero().flatten().tolist())
+    assert 0 < len(found) == alone.errors
+    assert played.evaluation.error_percent == run.read_json("results.json")["validation"]["error_percent"]
+    # Each mistake played again, alone.
+    single = make_env(env.config, "cpu", 1)
+    policy, sure = trained.make_policy(single, None, "again"), []
+    for scene in found.tolist()[:20]:
+        observation, _ = single.reset(options={"index": torch.tensor([scene])})
+        state = None
+        with torch.inference_mode():
+            for _ in range(single.config.num_glimpses):
+                action, state = policy.act(observation, state)
+                logs = action.pop("log_probabilities")
+                observation, _, _, _, info = single.step(action)
+        assert int(info["prediction"]) == int(alone.predictions[scene])
+        sure.append(float(logs.exp().max()))
+    answers = played.evaluation.predictions[found]
+    np.testing.assert_allclose(played.probabilities[found, answers][:20], sure, rtol=1e-4)
+    assert sure == sorted(sure, reverse=True)
+
+
+def test_a_sheet_shows_canvas_path_patches_and_answer(played: Played) -> None:
+    index = mistakes(played)[:7]
+    figure = draw_scenes(played, index, "seven")
+    sheet = [axes for axes in figure.axes if axes.images]
+    assert len(sheet) == 7
+    evaluation, env = played.evaluation, GlimpseEnv(played.evaluation.setting)
+    for axes, scene in zip(sheet, index.tolist(), strict=True):
+        env.reset(options={"index": scene})
+        np.testing.assert_allclose(np.asarray(axes.images[0].get_array())[..., 0], env.canvas[0] * 0.6 / 255)
+        pixels = (evaluation.locations[scene].numpy() + 1) * 14
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), pixels, rtol=1e-6)
+        assert [text.get_text() for text in axes.texts] == [*"123456", f"scene {scene}"]
+        for square, point in zip(axes.patches, pixels, strict=True):
+            x, y = np.round(point) - 4  # a patch of 8 pixels
+            assert (*square.get_xy(), square.get_width(), square.get_height()) == (x, y, 8, 8)
+        answer = int(evaluation.predictions[scene])
+        probability = float(played.probabilities[scene, answer])
+        assert axes.get_title() == f"{int(evaluation.labels[scene])} → {answer} ({probability:.2f})"
+
+
+def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
+    ram, ppo = RunFolder(tmp_path / "ram"), RunFolder(tmp_path / "ppo")
+    ram.create("ram", RamConfig().to_dict())
+    for epoch, error in ((1, 50.0), (2, None), (3, 5.0), (4, 0.0)):
+        error_there = {} if error is None else {"validation_error_percent": error}
+        ram.append_metrics({"epoch": epoch, "scenes": epoch * 1000, **error_there})
+    ppo.create("ppo", Sb3Config(algorithm="ppo", num_glimpses=4).to_dict())
+    ppo.append_metrics({"epoch": 1, "steps": 400_000, "validation_error_percent": 80.0})
+    curves = {"ram": read_curve(ram), "_ppo": read_curve(ppo)}
+    assert curves["ram"].tolist() == [[1000, 50], [3000, 5], [4000, 0]]
+    assert curves["_ppo"].tolist() == [[100_000, 80]]
+    figure = draw_curves(curves)
+    (axes,) = figure.axes
+    lines = axes.lines[::2]  # beside each, the dot where it is best
+    assert [line.get_xydata().tolist() for line in lines] == [curves["_ppo"].tolist(), curves["ram"].tolist()]
+    assert axes.lines[3].get_xydata().tolist() == [[4000, 0]]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.split()[-1] for text in legend] == ["_ppo", "ram"]
+    assert (axes.get_yscale(), axes.get_xscale()) == ("log", "log")  # one run is 25 times as long
+    figure.savefig(tmp_path / "curves.png")
+
+
+def test_the_command_writes_the_same_files_each_time(run: RunFolder, tmp_path: Path, capsys: Any) -> None:
+    bare = RunFolder(tmp_path / "bare")
+    bare.create("ram", RamConfig(task="digits").to_dict())
+    bare.append_metrics({"epoch": 1, "scenes": 1000, "validation_error_percent": 50.0})
+    names = ["digits-mistakes.png", "digits-paths.png", "learning-curves.png"]
+    for out in ("one", "two"):
+        main(["figures", str(run.path), str(bare.path), "--out", str(tmp_path / "new" / out), "--split", "test"])
+        assert "bare: no weights, so its paths and mistakes are not drawn" in capsys.readouterr().err
+    for name in names:
+        first, second = (tmp_path / "new" / out / name for out in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
+        assert first.stat().st_size < 200_000
+        with Image.open(first) as image:
+            assert image.width >= 900
+    assert sorted(path.name for path in (tmp_path / "new" / "one").iterdir()) == names
+
+
+def test_runs_get_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
+    folders = []
+    for name in ("x/a", "y/a", "y/b"):
+        folders.append(RunFolder(tmp_path / name))
+        folders[-1].create("ram", RamConfig().to_dict())
+    assert list(name_runs(folders[1:])) == ["a", "b"]
+    assert list(name_runs(folders)) == ["x-a", "y-a", "y-b"]
+    with pytest.raises(ValueError, match="named once each"):
+        name_runs([folders[0], folders[0]])
+    with pytest.raises(RunError, match="holds no run"):
+        name_runs([RunFolder(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main(["figures", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
