@@ -199,7 +199,7 @@ def test_help_reads_well(capsys: Any) -> None:
         (["--help"], ["train", "evaluate", "compare", "watch"]),
         (["train", "--help"], ["ram", "Recurrent Attention Model"]),
         (["train", "ram", "--help"], ["--task", "--epochs", "--location-std", "--resume", "Passes over the training"]),
-        (["train", "ram", "--task", "digits", "--help"], ["default: 100"]),
+        (["train", "ram", "--task", "digits", "--help"], ["default: 64"]),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
