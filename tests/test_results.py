@@ -93,7 +93,7 @@ def test_ablations_are_quoted_as_they_were_measured(path: Path) -> None:
     assert len(rows) == config.epochs
     best = min(row.get("validation_error_percent", 100) for row in rows)
     section = (ROOT / "RESULTS.md").read_text().partition(f"## What helps, on {config.task}")[2].partition("\n## ")[0]
-    (line,) = (line for line in section.splitlines() if f"`{path.name}`" in line)
+    (line,) = (line for line in section.splitlines() if line.startswith(f"| `{path.name}` |"))
     assert line.endswith(f"| {config.epochs} | {best:.2f} |")
 
 
