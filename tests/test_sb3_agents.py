@@ -27,9 +27,9 @@ from agents.cli import main
 from agents.runs import RunError, RunFolder
 from agents.sb3 import policies
 from agents.sb3.config import PRESETS, Sb3Config, preset
-from agents.sb3.playing import load_policy, make_env, make_model, read_checkpoint
+from agents.sb3.playing import load_policy, make_env, make_model, make_policy, read_checkpoint
 from agents.sb3.training import RunCallback, train
-from ram_gym import get_task, wrappers
+from ram_gym import GlimpseVectorEnv, get_task, wrappers
 
 HYPERPARAMS = Path(policies.__file__).parent / "hyperparams"
 SMALL: dict[str, Any] = {"task": "digits", "n_envs": 8, "hidden_size": 16, "glimpse_hidden_size": 8}
@@ -205,6 +205,21 @@ def test_shaping_pays_for_early_right_labels_in_training_alone(action: str) -> N
         assert reward.dtype == np.float32
         total += expected
     np.testing.assert_array_equal(total, np.arange(8) < 5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_box_actions_are_measured_as_they_are_trained_and_validated(algorithm: str) -> None:
+    """Stable-Baselines3 clips scores to [-1, 1], so that the first of several above 1 is the answer."""
+    model = small_model(algorithm, action="box")
+    with torch.no_grad():
+        model.policy.action_net.bias[2 + 3] = 5.0
+        model.policy.action_net.bias[2 + 7] = 9.0
+    actions, _ = model.predict(model.env.reset(), deterministic=True)
+    config = Sb3Config(**{**SMALL, "action": "box"}, algorithm=algorithm)  # type: ignore[arg-type]
+    setting = config.environment().replace(split="validation")
+    env = GlimpseVectorEnv(8, setting, output="torch", autoreset_mode="Disabled")
+    played, _ = make_policy(model.policy, config, env).act(env.reset()[0], None)
+    assert played["label"].tolist() == actions[:, 2:].argmax(1).tolist() == [3] * 8
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
