@@ -222,6 +222,15 @@ def test_box_actions_are_measured_as_they_are_trained_and_validated(algorithm: s
     assert played["label"].tolist() == actions[:, 2:].argmax(1).tolist() == [3] * 8
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("algorithm", "dqn"), ("action", "boxx"), ("shaping", "early"), ("minibatches", 48)],
+)
+def test_fields_that_do_not_fit_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be .*{value}"):
+        Sb3Config(**{**SMALL, field: value})
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_hyperparameter_files_are_the_presets(algorithm: str) -> None:
     held = yaml.safe_load((HYPERPARAMS / f"{algorithm.replace('-', '_')}.yml").read_text())
