@@ -300,6 +300,14 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(algorithm: str, tmp_
         train(config, whole)
 
 
+def test_a_checkpoint_that_does_not_fit_is_not_gone_on_with(tmp_path: Path) -> None:
+    config = Sb3Config(**{**SHORT, "total_timesteps": 48, "n_epochs": 1})
+    folder = RunFolder(tmp_path / "run")
+    train(config, folder)
+    with pytest.raises(RunError, match=r"run/last_model.zip does not fit its config.json"):
+        train(dataclasses.replace(config, hidden_size=17), folder, resume=True)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A short run of each algorithm, by the command line."""

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from agents.interrupts import noted_interrupts
 from agents.progress import Report
-from agents.runs import RunFolder
+from agents.runs import RunError, RunFolder
 from agents.sb3.config import Sb3Config
 from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
 from agents.trainer import TrainResult
@@ -194,7 +194,10 @@ def train(
                 folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
             elif (folder.path / LAST).exists():
                 parameters, about = read_checkpoint(folder, LAST)
-                model.set_parameters(parameters, exact_match=True, device=config.device)
+                try:
+                    model.set_parameters(parameters, exact_match=True, device=config.device)
+                except (KeyError, ValueError, RuntimeError) as error:
+                    raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {error}") from error
                 model.num_timesteps, model._n_updates = about["steps"], about["updates"]
                 callback.restore(about)
             folder.truncate_metrics(callback.epoch)
