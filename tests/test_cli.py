@@ -177,6 +177,16 @@ def test_where_the_files_lie_does_not_keep_runs_from_being_compared(run: Path, t
     assert "3 glimpses" in refusal(capsys, "compare", str(run), str(tmp_path / "short"))
 
 
+def test_an_error_says_whose_policy_raised_it(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any) -> None:
+        error = ValueError("action must be finite")
+        error.add_note("raised by policy 'runs/x'")
+        raise error
+
+    monkeypatch.setattr("agents.cli.load_run", load)
+    assert "action must be finite; raised by policy 'runs/x'" in refusal(capsys, "evaluate", "runs/x")
+
+
 def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any) -> None:
     copy = tmp_path / "copy"
     for content in ("[]", '{"agent": "ram"}', '{"agent": "ram", "config": {"epochs": "two"}}', "{"):
