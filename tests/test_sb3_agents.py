@@ -308,6 +308,13 @@ def test_a_checkpoint_that_does_not_fit_is_not_gone_on_with(tmp_path: Path) -> N
         train(dataclasses.replace(config, hidden_size=17), folder, resume=True)
 
 
+@pytest.mark.parametrize("action", ["multi-discrete", "box"])
+def test_divergence_is_named(action: str) -> None:
+    config = Sb3Config(**{**SHORT, "action": action, "learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(RunError, match=r"^training diverged in epoch 1: an output is no number; lower learning_rate$"):
+        train(config)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A short run of each algorithm, by the command line."""

@@ -183,7 +183,7 @@ def train(
         progress_bar: show Stable-Baselines3's own bar.
 
     Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits.
+        RunError: the folder holds a run already, or, resuming, none that fits; or training diverged.
     """
     env = make_env(config, config.environment(), config.n_envs, shaped=True)
     model = make_model(config, env)
@@ -206,13 +206,20 @@ def train(
                 folder.remove_results()
         model.set_logger(_logger(folder, callback.epoch, verbose))
         if callback.epoch < config.epochs:
-            model.learn(
-                config.total_timesteps - model.num_timesteps,
-                callback,
-                log_interval=config.rollouts_per_epoch,
-                reset_num_timesteps=False,
-                progress_bar=progress_bar,
-            )
+            try:
+                model.learn(
+                    config.total_timesteps - model.num_timesteps,
+                    callback,
+                    log_interval=config.rollouts_per_epoch,
+                    reset_num_timesteps=False,
+                    progress_bar=progress_bar,
+                )
+            except ValueError as error:
+                # PyTorch's distributions refuse outputs that are no numbers, and show them all.
+                if "found invalid values" not in str(error):
+                    raise
+                what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
+                raise RunError(f"{what}; lower learning_rate") from error
     model.logger.close()
     is_complete = callback.epoch == config.epochs
     error, best_epoch = callback.best
