@@ -204,7 +204,8 @@ def main(arguments: list[str]) -> None:
             commands |= {"probe": probe_runs, "summary": summarise, "figures": draw_figures, "publish": publish_run}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        text = "; ".join([str(error), *getattr(error, "__notes__", [])])  # notes say whose policy it was
+        Console(stderr=True).print(f"error: {text}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         say("Interrupted.")

@@ -69,22 +69,19 @@ def compare_policies(
     if not tasks:
         raise ValueError("--task must be given where no run folder is named")
     _refuse_other_tasks(runs, tasks)
+    # All that may be refused is, before anything is played.
+    own_runs = {each: {name: run for name, run in runs.items() if run.config.task == each} for each in tasks}
+    scripts = [name for name in policies if name not in runs]
+    lenders = {each: _find_lender(each, own, scripts) for each, own in own_runs.items()}
+    settings = {each: get_task(each).config.replace(data_root=data_root) for each in own_runs}
+    settings |= {each: next(iter(own.values())).config.environment() for each, own in own_runs.items() if own}
     played: list[tuple[str, Evaluation]] = []
-    for task_name in dict.fromkeys(tasks):
-        own = {name: run for name, run in runs.items() if run.config.task == task_name}
-        first = next(iter(own.values()), None)
-        lender = next((run for run in own.values() if run.looks), None)
-        scripts = [name for name in policies if name not in runs]
-        if own and scripts and lender is None:
-            raise ValueError(
-                f"{', '.join(scripts)} need a network that looks, and {', '.join(own)} sees all at once: "
-                f"name a run of another agent on {task_name} too"
-            )
-        setting = first.config.environment() if first else get_task(task_name).config.replace(data_root=data_root)
+    for task_name, own in own_runs.items():
+        lender = lenders[task_name]
         for name in policies:
             if name in runs and name not in own:
                 continue
-            env = make_env(setting.replace(split=split), device)
+            env = make_env(settings[task_name].replace(split=split), device)
             policy: Policy
             if name in own:
                 policy = own[name].make_policy(env, None, name)
@@ -139,6 +136,21 @@ def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> No
             raise ValueError(f"{name} is a run on {_describe(run.config)}; the comparison is on {wanted}")
 
 
+def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) -> TrainedRun | None:
+    """The run on a task whose network answers for the scripted policies; None: there is no run, so that they guess.
+
+    Raises:
+        ValueError: the task's runs all see the whole canvas, and there are scripted policies.
+    """
+    lender = next((run for run in own.values() if run.looks), None)
+    if own and scripts and lender is None:
+        raise ValueError(
+            f"{', '.join(scripts)} need a network that looks, and {', '.join(own)} sees all at once: "
+            f"name a run of another agent on {task} too"
+        )
+    return lender
+
+
 def _describe(config: RunConfig) -> str:
     setting = config.environment()
     return f"{config.task} ({setting.dataset}, {setting.composition}, {setting.num_glimpses} glimpses)"
@@ -147,7 +159,7 @@ def _describe(config: RunConfig) -> str:
 def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """Folders' names without the path, where that leaves no two alike."""
     names = dict.fromkeys(evaluation.policy for evaluation in evaluations)
-    short = {name: Path(name).name for name in names}
+    short = {name: Path(name).name or name for name in names}  # "." has no name
     return short if len(set(short.values())) == len(names) else {}
 
 

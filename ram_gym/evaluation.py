@@ -295,7 +295,7 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             prediction = info["prediction"]
         if rollouts > 1:
             logs = _log_probabilities(policy, action, env)
-            is_fit &= ~logs.isnan().any(-1)
+            is_fit &= (logs < torch.inf).all(-1)  # -inf is the logarithm of 0; NaN is not below anything
             total += logs
     if rollouts > 1:
         prediction = total.argmax(-1)
@@ -329,7 +329,13 @@ def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[
 def _log_probabilities(policy: Policy, action: dict[str, Any], env: GlimpseVectorEnv) -> Tensor:
     if "log_probabilities" not in action:
         raise ValueError(f"policy {policy.name!r} gives no log_probabilities, which protocol average-10 needs")
-    logs = torch.as_tensor(action["log_probabilities"], device=env.device)
+    given = action["log_probabilities"]
+    try:
+        logs = torch.as_tensor(given, device=env.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"policy {policy.name!r}: log_probabilities must be numbers, got {type(given).__name__}: {error}"
+        ) from error
     if logs.shape != (env.num_envs, env.num_classes):
         raise ValueError(
             f"policy {policy.name!r}: log_probabilities must have shape {(env.num_envs, env.num_classes)}, "

@@ -213,4 +213,4 @@ def _legend(axes: Any) -> None:
 def _short(name: str) -> str:
     """A name that fits, and that is no hidden one to matplotlib."""
     cut = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
-    return f"\N{ZERO WIDTH SPACE}{cut}" if cut.startswith("_") else cut
+    return f"\N{ZERO WIDTH SPACE}{cut}" if not cut or cut.startswith("_") else cut

@@ -256,7 +256,8 @@ def format_interval(form: str, value: float, interval: tuple[float, float]) -> s
 
 
 def _in_markdown(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
+    # A function without a name is called "<lambda>", which Markdown would take for a tag and hide.
+    return " ".join(cell.split()).replace("|", "\\|").replace("<", "\\<")
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:

@@ -177,6 +177,33 @@ def test_where_the_files_lie_does_not_keep_runs_from_being_compared(run: Path, t
     assert "3 glimpses" in refusal(capsys, "compare", str(run), str(tmp_path / "short"))
 
 
+def test_what_cannot_be_compared_is_refused_before_anything_is_played(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("something was played")
+
+    monkeypatch.setattr("agents.comparing.evaluate", play)
+    tasks = ["--task", "digits", "--task", "imagenet"]
+    assert "task must be one of" in refusal(capsys, "compare", "random", *tasks)
+
+
+def test_an_error_says_whose_policy_raised_it(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any) -> None:
+        error = ValueError("action must be finite")
+        error.add_note("raised by policy 'runs/x'")
+        raise error
+
+    monkeypatch.setattr("agents.cli.load_run", load)
+    assert "action must be finite; raised by policy 'runs/x'" in refusal(capsys, "evaluate", "runs/x")
+
+
+def test_the_folder_one_is_in_has_a_name_too(run: Path, capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(run)
+    output(capsys, "compare", ".", "--markdown", str(tmp_path / "table.md"))
+    assert "| . | " in (tmp_path / "table.md").read_text()
+
+
 def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any) -> None:
     copy = tmp_path / "copy"
     for content in ("[]", '{"agent": "ram"}', '{"agent": "ram", "config": {"epochs": "two"}}', "{"):

@@ -150,6 +150,8 @@ def test_bad_actions_name_the_policy(small_images: tuple, answer: Any, message: 
     ("logs", "message"),
     [
         (torch.full((7, 5), torch.nan), "policy 'odd': .*NaN"),
+        (torch.full((7, 5), torch.inf), "policy 'odd': .*infinite"),
+        (None, "policy 'odd': log_probabilities must be numbers, got NoneType"),
         (torch.zeros(7, 9), r"policy 'odd': log_probabilities must have shape \(7, 5\), got \(7, 9\)"),
     ],
 )

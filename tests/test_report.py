@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ram_gym import ComparisonTable, Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, write_report
+from ram_gym import ComparisonTable, Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, plots, write_report
 from ram_gym.plots import looks_percent
 from ram_gym.report import pick_scenes
 
@@ -187,6 +187,10 @@ def test_two_tasks_colours_and_images_of_the_users_own(tmp_path: Path) -> None:
     env.reset(options={"index": index})
     np.testing.assert_array_equal(pixels, np.moveaxis(env.canvas, 0, -1))
     assert len(re.findall(r"Scene \d+, right", page.text)) == 6
+
+
+def test_a_name_may_be_empty(evaluations: list[Evaluation]) -> None:
+    assert "<svg" in plots.plot_accuracy([("", evaluations[0])])
 
 
 def test_density_is_where_it_looked(evaluations: list[Evaluation]) -> None:

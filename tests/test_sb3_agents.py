@@ -27,9 +27,9 @@ from agents.cli import main
 from agents.runs import RunError, RunFolder
 from agents.sb3 import policies
 from agents.sb3.config import PRESETS, Sb3Config, preset
-from agents.sb3.playing import load_policy, make_env, make_model, read_checkpoint
+from agents.sb3.playing import load_policy, make_env, make_model, make_policy, read_checkpoint
 from agents.sb3.training import RunCallback, train
-from ram_gym import get_task, wrappers
+from ram_gym import GlimpseVectorEnv, get_task, wrappers
 
 HYPERPARAMS = Path(policies.__file__).parent / "hyperparams"
 SMALL: dict[str, Any] = {"task": "digits", "n_envs": 8, "hidden_size": 16, "glimpse_hidden_size": 8}
@@ -208,6 +208,30 @@ def test_shaping_pays_for_early_right_labels_in_training_alone(action: str) -> N
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_box_actions_are_measured_as_they_are_trained_and_validated(algorithm: str) -> None:
+    """Stable-Baselines3 clips scores to [-1, 1], so that the first of several above 1 is the answer."""
+    model = small_model(algorithm, action="box")
+    with torch.no_grad():
+        model.policy.action_net.bias[2 + 3] = 5.0
+        model.policy.action_net.bias[2 + 7] = 9.0
+    actions, _ = model.predict(model.env.reset(), deterministic=True)
+    config = Sb3Config(**{**SMALL, "action": "box"}, algorithm=algorithm)  # type: ignore[arg-type]
+    setting = config.environment().replace(split="validation")
+    env = GlimpseVectorEnv(8, setting, output="torch", autoreset_mode="Disabled")
+    played, _ = make_policy(model.policy, config, env).act(env.reset()[0], None)
+    assert played["label"].tolist() == actions[:, 2:].argmax(1).tolist() == [3] * 8
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("algorithm", "dqn"), ("action", "boxx"), ("shaping", "early"), ("minibatches", 48)],
+)
+def test_fields_that_do_not_fit_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be .*{value}"):
+        Sb3Config(**{**SMALL, field: value})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_hyperparameter_files_are_the_presets(algorithm: str) -> None:
     held = yaml.safe_load((HYPERPARAMS / f"{algorithm.replace('-', '_')}.yml").read_text())
     expected = {get_task(task).env_id: preset(algorithm, task).hyperparameters() for task in PRESETS}  # type: ignore[arg-type]
@@ -274,6 +298,21 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(algorithm: str, tmp_
     }
     with pytest.raises(RunError, match="holds a run already"):
         train(config, whole)
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_gone_on_with(tmp_path: Path) -> None:
+    config = Sb3Config(**{**SHORT, "total_timesteps": 48, "n_epochs": 1})
+    folder = RunFolder(tmp_path / "run")
+    train(config, folder)
+    with pytest.raises(RunError, match=r"run/last_model.zip does not fit its config.json"):
+        train(dataclasses.replace(config, hidden_size=17), folder, resume=True)
+
+
+@pytest.mark.parametrize("action", ["multi-discrete", "box"])
+def test_divergence_is_named(action: str) -> None:
+    config = Sb3Config(**{**SHORT, "action": action, "learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(RunError, match=r"^training diverged in epoch 1: an output is no number; lower learning_rate$"):
+        train(config)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from typing import Any
@@ -117,6 +118,11 @@ def test_labels_and_small_p_values(table: ComparisonTable, envs: dict[str, Glimp
     assert "short" in shown
     assert "8 | right" not in shown
     assert ComparisonTable(evaluations).reference("small") == "20 | right"
+
+
+def test_names_that_look_like_tags_are_shown_in_markdown(table: ComparisonTable) -> None:
+    evaluation = dataclasses.replace(next(iter(table.by_task["small"].values())), policy="<lambda>")
+    assert "| \\<lambda> | " in ComparisonTable([evaluation]).to_markdown()
 
 
 def test_a_reference_that_did_not_play_gives_no_difference(envs: dict[str, GlimpseVectorEnv]) -> None:

@@ -89,6 +89,9 @@ class Sb3Config:
 
     def __post_init__(self) -> None:
         get_task(self.task)
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, low in _LOWEST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -103,6 +106,10 @@ class Sb3Config:
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.minibatches >= self.rollout_steps:
+            raise ValueError(
+                f"minibatches must be below {self.rollout_steps}, the steps of a rollout, got {self.minibatches}"
+            )
 
     def environment(self) -> GlimpseConfig:
         """The environment that the run trains on, training split."""
@@ -166,6 +173,12 @@ class Sb3Config:
 
 
 _POLICIES = {"ppo-lstm": "GlimpseLstmPolicy", "ppo": "GlimpsePolicy"}
+
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "algorithm": tuple(_POLICIES),
+    "action": ("multi-discrete", "box"),
+    "shaping": ("none", "every-answer"),
+}
 
 _LOWEST = {
     "seed": 0,

@@ -122,7 +122,7 @@ class Sb3Policy:
         # Otherwise labels before the last step train nothing.
         self.answers_early = config.shaping == "every-answer"
         self.num_glimpses = env.config.num_glimpses
-        self.decode = wrap_actions(env, config).actions
+        self.decode, self.is_box = wrap_actions(env, config).actions, config.action == "box"
 
     def act(self, observation: dict[str, Any], state: PolicyState | None) -> tuple[dict[str, Any], PolicyState]:
         """The next action, with the label's log-probabilities; see `ram_gym.Policy`."""
@@ -140,7 +140,11 @@ class Sb3Policy:
             distribution, lstm = self.policy.get_distribution(seen, lstm, starts)  # type: ignore[arg-type,assignment]
         else:
             distribution = self.policy.get_distribution(seen)
-        action = self.decode(distribution.mode())
+        mode = distribution.mode()
+        if self.is_box:
+            # As Stable-Baselines3 does in training and validation: of scores above 1, the first is the answer.
+            mode = mode.clamp(-1.0, 1.0)
+        action = self.decode(mode)
         if self.locator is not None:
             action["location"] = self.locator(observation, num_taken)
         action["log_probabilities"] = label_logits(distribution).log_softmax(-1)

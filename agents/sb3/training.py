@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from agents.interrupts import noted_interrupts
 from agents.progress import Report
-from agents.runs import RunFolder
+from agents.runs import RunError, RunFolder
 from agents.sb3.config import Sb3Config
 from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
 from agents.trainer import TrainResult
@@ -183,7 +183,7 @@ def train(
         progress_bar: show Stable-Baselines3's own bar.
 
     Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits.
+        RunError: the folder holds a run already, or, resuming, none that fits; or training diverged.
     """
     env = make_env(config, config.environment(), config.n_envs, shaped=True)
     model = make_model(config, env)
@@ -194,7 +194,10 @@ def train(
                 folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
             elif (folder.path / LAST).exists():
                 parameters, about = read_checkpoint(folder, LAST)
-                model.set_parameters(parameters, exact_match=True, device=config.device)
+                try:
+                    model.set_parameters(parameters, exact_match=True, device=config.device)
+                except (KeyError, ValueError, RuntimeError) as error:
+                    raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {error}") from error
                 model.num_timesteps, model._n_updates = about["steps"], about["updates"]
                 callback.restore(about)
             folder.truncate_metrics(callback.epoch)
@@ -203,13 +206,20 @@ def train(
                 folder.remove_results()
         model.set_logger(_logger(folder, callback.epoch, verbose))
         if callback.epoch < config.epochs:
-            model.learn(
-                config.total_timesteps - model.num_timesteps,
-                callback,
-                log_interval=config.rollouts_per_epoch,
-                reset_num_timesteps=False,
-                progress_bar=progress_bar,
-            )
+            try:
+                model.learn(
+                    config.total_timesteps - model.num_timesteps,
+                    callback,
+                    log_interval=config.rollouts_per_epoch,
+                    reset_num_timesteps=False,
+                    progress_bar=progress_bar,
+                )
+            except ValueError as error:
+                # PyTorch's distributions refuse outputs that are no numbers, and show them all.
+                if "found invalid values" not in str(error):
+                    raise
+                what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
+                raise RunError(f"{what}; lower learning_rate") from error
     model.logger.close()
     is_complete = callback.epoch == config.epochs
     error, best_epoch = callback.best
