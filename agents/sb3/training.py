@@ -196,8 +196,8 @@ def train(
                 parameters, about = read_checkpoint(folder, LAST)
                 try:
                     model.set_parameters(parameters, exact_match=True, device=config.device)
-                except (KeyError, ValueError, RuntimeError) as error:
-                    raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {error}") from error
+                except (KeyError, ValueError, RuntimeError) as misfit:
+                    raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {misfit}") from misfit
                 model.num_timesteps, model._n_updates = about["steps"], about["updates"]
                 callback.restore(about)
             folder.truncate_metrics(callback.epoch)
@@ -214,12 +214,12 @@ def train(
                     reset_num_timesteps=False,
                     progress_bar=progress_bar,
                 )
-            except ValueError as error:
+            except ValueError as refused:
                 # PyTorch's distributions refuse outputs that are no numbers, and show them all.
-                if "found invalid values" not in str(error):
+                if "found invalid values" not in str(refused):
                     raise
                 what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
-                raise RunError(f"{what}; lower learning_rate") from error
+                raise RunError(f"{what}; lower learning_rate") from refused
     model.logger.close()
     is_complete = callback.epoch == config.epochs
     error, best_epoch = callback.best
