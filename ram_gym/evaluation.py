@@ -286,10 +286,11 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             with _blaming(policy):
                 observation, _, _, _, info = env.step({k: v for k, v in action.items() if k != "log_probabilities"})
             location, label = (torch.as_tensor(action[key], device=env.device) for key in ("location", "label"))
+            label = label.to(torch.int64)  # PyTorch does not compare all kinds of integers
             is_fit &= location.isfinite().all(-1) & (label >= 0) & (label < env.num_classes)
             if rollout == 0:
                 numbers.append(place)
-                integers.append(label.to(torch.int64))
+                integers.append(label)
         if rollout == 0:
             numbers.append(env.digit_locations)
             prediction = info["prediction"]

@@ -72,6 +72,7 @@ def plot_accuracy(evaluations: Named) -> str:
             spread = np.abs(bounds - values)
             axes.errorbar(glimpses, values, spread, label=_short(name), capsize=2, **_line(number))
         axes.set_ylabel("accuracy in %")
+        axes.set_xlim(0.7, last + 0.3)  # all glimpses, where every policy has its one mark at the last too
         _by_glimpse(axes)
         _legend(axes)
         return finish()

@@ -162,6 +162,12 @@ def test_bad_log_probabilities_name_the_policy(small_images: tuple, logs: Any, m
     assert evaluate(Known(env), env).accuracy_percent == 75, "the environment is as good as new"
 
 
+def test_labels_may_be_integers_of_any_kind(small_images: tuple) -> None:
+    for kind in (np.uint8, np.int32, np.uint64):
+        evaluation = evaluate(Odd(({**GOOD, "label": np.full(7, 3, kind)}, 0)), make(small_images))
+        assert (evaluation.predictions == 3).all()
+
+
 def test_an_error_of_the_policys_own_says_whose_it_is(small_images: tuple) -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
         evaluate(Odd(RuntimeError("shapes cannot be multiplied")), make(small_images))

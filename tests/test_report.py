@@ -193,6 +193,12 @@ def test_a_name_may_be_empty(evaluations: list[Evaluation]) -> None:
     assert "<svg" in plots.plot_accuracy([("", evaluations[0])])
 
 
+def test_glimpses_are_counted_in_whole_numbers(evaluations: list[Evaluation]) -> None:
+    drawn = plots.plot_accuracy([(NAMES[1], evaluations[1])])
+    assert not evaluations[1].answers_early
+    assert not re.search(r">\s*\d+\.\d+\s*<", drawn)
+
+
 def test_density_is_where_it_looked(evaluations: list[Evaluation]) -> None:
     shares = looks_percent(evaluations[0])
     assert shares.shape == (28, 28)
