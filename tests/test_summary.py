@@ -69,7 +69,7 @@ def test_the_markdown_table(runs: dict[str, RunFolder]) -> None:
 def test_the_command_shows_and_writes_the_table(
     runs: dict[str, RunFolder], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "100")
     file = tmp_path / "new" / "table.md"
     paths = [str(folder.path) for folder in runs.values()]
     main(["summary", *paths, "pretrained:mnist-28", "--markdown", str(file)])
