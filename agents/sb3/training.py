@@ -214,9 +214,10 @@ def train(
                     reset_num_timesteps=False,
                     progress_bar=progress_bar,
                 )
-            except ValueError as refused:
-                # PyTorch's distributions refuse outputs that are no numbers, and show them all.
-                if "found invalid values" not in str(refused):
+            except (ValueError, RuntimeError) as refused:
+                # Whatever meets an output that is no number first, a distribution or the environment, refuses it. Such
+                # outputs come of weights that are no numbers, or so large that their squares are none.
+                if all(parameter.square().sum().isfinite() for parameter in model.policy.parameters()):
                     raise
                 what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
                 raise RunError(f"{what}; lower learning_rate") from refused
