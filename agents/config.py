@@ -65,7 +65,7 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between evaluations on the validation split."""
     checkpoint_minutes: float = 2.0
-    """A checkpoint is written after every epoch and at least this often."""
+    """A checkpoint is written with every evaluation, at least this often, and where training is stopped."""
 
     def __post_init__(self) -> None:
         get_task(self.task)

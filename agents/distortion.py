@@ -28,13 +28,14 @@ BENDS = 7
 AT_ONCE = 5_000
 
 
-def with_distorted_copies(images: np.ndarray, copies: int, seed: int) -> np.ndarray:
+def with_distorted_copies(images: np.ndarray, copies: int, seed: int, device: str | torch.device = "cpu") -> np.ndarray:
     """Images, and behind them all of their copies, each distorted in its own way.
 
     Args:
         images: uint8 (N, C, H, W).
         copies: number of distorted copies of each.
         seed: of the distortions.
+        device: where they are computed. It changes some pixels by one of 255 levels, by rounding, and nothing else.
 
     Returns:
         uint8 (N * (1 + copies), C, H, W); entry i + N * k is a copy of image i, for k = 0 the image itself.
@@ -45,14 +46,18 @@ def with_distorted_copies(images: np.ndarray, copies: int, seed: int) -> np.ndar
     for copy in range(1, 1 + copies):
         for start in range(0, len(images), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            found[copy, part] = distort(torch.tensor(images[part]), generator).numpy()
+            found[copy, part] = distort(torch.tensor(images[part], device=device), generator).cpu().numpy()
     return found.reshape(-1, *images.shape[1:])
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image once, distorted; what lies outside an image is 0. uint8 (N, C, H, W) -> the same."""
+    """Each image once, distorted; what lies outside an image is 0. uint8 (N, C, H, W) -> the same.
+
+    The generator is of the CPU, wherever the images are.
+    """
     num, _, height, width = images.shape
-    turn, *stretch, shear, shift_x, shift_y = (torch.rand(6, num, generator=generator) * 2 - 1).unbind()
+    drawn = torch.rand(6, num, generator=generator).to(images.device)
+    turn, *stretch, shear, shift_x, shift_y = (drawn * 2 - 1).unbind()
     angle = turn * TURN
     scale_x, scale_y = (1 + STRETCH * each for each in stretch)
     cos, sin, slant = angle.cos(), angle.sin(), SHEAR * shear
@@ -62,7 +67,7 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
     grid = functional.affine_grid(
         torch.cat((matrix.reshape(num, 2, 2), shift[..., None]), -1), [num, 1, height, width], align_corners=False
     )
-    field = torch.randn(num, 2, BENDS, BENDS, generator=generator) * (BEND * 2 / 28)
+    field = torch.randn(num, 2, BENDS, BENDS, generator=generator).to(images.device) * (BEND * 2 / 28)
     field = functional.interpolate(field, (height, width), mode="bicubic", align_corners=False)
     moved = functional.grid_sample(images.float(), grid + field.permute(0, 2, 3, 1), align_corners=False)
     return moved.round().clamp(0, 255).to(torch.uint8)

@@ -82,7 +82,9 @@ class Trainer(ABC):
         images = load_dataset(setting.dataset, setting.split, setting.data_root).images
         self.num_images = len(images)
         copies = (
-            with_distorted_copies(images, config.distorted_copies, config.seed) if config.distorted_copies else None
+            with_distorted_copies(images, config.distorted_copies, config.seed, device)
+            if config.distorted_copies
+            else None
         )
         self.env = make_env(setting, device, self.num_scenes * rollouts, copies)
         self.validation_env = make_env(config.environment().replace(split="validation"), device)
@@ -154,7 +156,10 @@ class Trainer(ABC):
         self.optimizer.step()
 
     def end_epoch(self) -> dict[str, Any]:
-        """Closes an epoch: validates, keeps the best weights, writes metrics and a checkpoint; returns the metrics."""
+        """Closes an epoch and returns its metrics, which it writes.
+
+        Where validation is due it measures, keeps the best weights and writes a checkpoint.
+        """
         right, *losses = (self.ranks.mean(self.sums) / self.updates_per_epoch).tolist()
         with self.ranks.together():
             if not math.isfinite(right + sum(losses)):
@@ -169,7 +174,8 @@ class Trainer(ABC):
             "scenes": self.epoch * self.updates_per_epoch * self.config.batch_size,
             "train_seconds": round(self.seconds, 1),
         }
-        if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs:
+        is_due = self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs
+        if is_due:
             error = self.ranks.by_first(self.validate)
             metrics["validation_error_percent"] = error
             if error < self.best[0]:
@@ -181,7 +187,8 @@ class Trainer(ABC):
         if self.folder is not None:
             if self.ranks.rank == 0:
                 self.folder.append_metrics(metrics)
-            self.save()
+            if is_due:
+                self.save()
         return metrics
 
     def validate(self) -> float:
@@ -290,7 +297,8 @@ def run_training(
             trainer.seconds += time.perf_counter() - start
             if is_last:
                 metrics = trainer.end_epoch()
-                saved = time.perf_counter()
+                if "validation_error_percent" in metrics:
+                    saved = time.perf_counter()
                 if board is not None:
                     board.add(metrics)
             now = time.perf_counter()

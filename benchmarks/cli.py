@@ -21,6 +21,8 @@ from ram_gym import TASKS
 
 BATCHES = (1, 16, 256, 1024, 4096, 16_384, 65_536)
 TRAINING_TASKS = ("mnist-28", "translated-60", "cluttered-60", "cluttered-100")
+GPU_BATCHES = (1024, 4096)
+"""A GPU trains these too."""
 VECTOR_VARIANTS = ("NextStep torch", "NextStep numpy", "SameStep torch")
 MOST_LANES_OF_PEERS = 1024
 MOST_PROCESSES = 16
@@ -157,8 +159,10 @@ def training(options: Options) -> None:
     cases = []
     for task in options.tasks(TRAINING_TASKS):
         for device, threads in where:
-            batches = options.batch or (preset(task).batch_size,)
-            cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in ("", "bfloat16")]
+            on_gpu = device.startswith("cuda")
+            batches = options.batch or ((preset(task).batch_size, *(GPU_BATCHES if on_gpu else ())))
+            variants = ("", "bfloat16", "graph", "bfloat16 graph") if on_gpu else ("", "bfloat16")
+            cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in variants]
             cases += [
                 Case("training.plain", task, PEER_BATCH, threads, device, variant)
                 for variant in ("tensor bounds", "python bounds")

@@ -25,11 +25,16 @@ def _config(case: Case, plan: Plan) -> RamConfig:
         batch_size=case.batch,
         distorted_copies=0,  # made before training begins; what an update costs does not depend on them
     )
-    return dataclasses.replace(config, precision="bfloat16") if case.variant == "bfloat16" else config
+    words = case.variant.split()
+    precision = "bfloat16" if "bfloat16" in words else config.precision
+    return dataclasses.replace(config, precision=precision, cuda_graph="graph" in words)
 
 
 def native(case: Case, plan: Plan) -> dict[str, Any]:
-    """Images a second that the native agent learns from, one rollout each; variant "bfloat16": with that precision."""
+    """Images a second that the native agent learns from, one rollout each.
+
+    Variants: "bfloat16", with that precision; "graph", with the update as one CUDA graph; or both.
+    """
     trainer = Trainer(_config(case, plan))
 
     def update() -> None:

@@ -14,7 +14,8 @@ and PyTorch, on every device and in every batch size.
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,8 @@ class _Constants(NamedTuple):
     """(K, P * P), from where a patch's centre pixel would lie in its level, were that all there is, to its values."""
     divisors: Array
     """float32 (K, 1, 1), what white sums up to."""
+    tables: Array
+    """int32 (K, 4), what `ram_gym.kernels.sense` has to know of each scale."""
 
 
 @lru_cache(maxsize=64)
@@ -132,11 +135,16 @@ def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
     levels = _levels(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
     steps = np.arange(config.patch_size)
-    offsets = [
-        (steps[:, None] * level.width + steps).ravel() * level.block
-        + (level.start + (level.before - config.patch_side(scale) // 2) * (level.width + 1))
+    firsts = [
+        level.start + (level.before - config.patch_side(scale) // 2) * (level.width + 1)
         for scale, level in enumerate(levels)
     ]
+    offsets = [
+        (steps[:, None] * level.width + steps).ravel() * level.block + first
+        for level, first in zip(levels, firsts, strict=True)
+    ]
+    rows = zip(is_even, levels, firsts, strict=True)
+    tables = [[int(even), level.width, level.block, first] for even, level, first in rows]
     return _Constants(
         any(is_even),
         not all(is_even),
@@ -145,6 +153,7 @@ def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
         xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
         xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
+        xp.asarray(tables, dtype=xp.int32, device=where),
     )
 
 
@@ -162,6 +171,10 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     xp = array_namespace(locations)
     known = _constants(config, xp, device(locations))
     scales, side = config.num_scales, config.patch_size
+    if _has_kernel(pyramid):
+        from ram_gym import kernels
+
+        return kernels.sense(pyramid, locations, known.tables, known.divisors.flatten(), side, config.canvas_size)
     num, channels = pyramid.shape[:2]
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
     if known.has_even_sides and known.has_odd_sides:
@@ -173,6 +186,16 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     sums = xp.permute_dims(xp.reshape(sums, (num, channels, scales, side * side)), (0, 2, 1, 3))
     glimpses = xp.astype(sums, xp.float32) / known.divisors
     return xp.reshape(glimpses, (num, scales * channels, side, side))
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _has_kernel(pyramid: Array) -> bool:
+    """Whether the sensor is one kernel there: on a GPU, where Triton is installed."""
+    return is_torch_array(pyramid) and pyramid.is_cuda and _has_triton()
 
 
 def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from array_api_compat import array_namespace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ram_gym import GlimpseConfig, take_glimpses
+from ram_gym import GlimpseConfig, retina, take_glimpses
 from ram_gym.coordinates import clip_locations, location_to_pixel, patch_origins, pixel_to_location
 from ram_gym.retina import build_pyramid, canvases_of, sense_one
 
@@ -141,3 +146,48 @@ def test_pixels_and_locations_are_inverse(location: float, size: int) -> None:
 def test_clipping_keeps_what_is_inside() -> None:
     given_locations = np.array([[-3.0, 0.25], [1.5, -1.0]], np.float32)
     assert clip_locations(given_locations).tolist() == [[-1.0, 0.25], [1.0, -1.0]]
+
+
+KERNEL_CASES = [
+    {"canvas_size": 60, "patch_size": 12, "num_scales": 3},
+    {"canvas_size": 28, "patch_size": 8},
+    {"canvas_size": 9, "patch_size": 5, "num_scales": 2},
+    {"canvas_size": 12, "patch_size": 3, "num_scales": 3, "scale_factor": 3},
+]
+
+
+def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Glimpses of the Triton kernel and of the plain path, of colour canvases, also where rounding ties."""
+    from ram_gym import kernels
+
+    pairs = []
+    generator = torch.Generator().manual_seed(0)
+    for fields in KERNEL_CASES:
+        config = GlimpseConfig(**fields)
+        size = config.canvas_size
+        canvases = torch.randint(256, (40, 3, size, size), generator=generator, dtype=torch.uint8)
+        locations = torch.rand(40, 2, generator=generator) * 2 - 1
+        locations[:20] = (locations[:20] * size).round() / size  # corners and middles of pixels
+        locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
+        pyramid = retina.build_pyramid(canvases.to(device), config)
+        known = retina._constants(config, array_namespace(pyramid), pyramid.device)
+        where = (locations.to(device), known.tables, known.divisors.flatten())
+        kernel = kernels.sense(pyramid, *where, config.patch_size, size)
+        pairs.append((kernel.cpu(), take_glimpses(canvases, locations, config)))
+    return pairs
+
+
+@pytest.mark.skipif(not retina._has_triton(), reason="NEEDS TRITON")
+def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
+    code = (
+        "import torch\nfrom tests.test_retina import kernel_and_plain\n"
+        "pairs = kernel_and_plain('cpu')\n"
+        "assert len(pairs) == 4 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the sensor is a kernel there")
+def test_kernel_gives_the_same_bits_on_a_gpu() -> None:
+    for ours, theirs in kernel_and_plain("cuda"):
+        assert torch.equal(ours, theirs)
