@@ -111,13 +111,18 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
         value = value.detach().to(torch.int64)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         value = value.expand(num_envs).to(device, copy=True)
-        return Checked(value, (value >= 0) & (value < bound))
+        return Checked(value, is_within(value, bound))
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= bound:
         raise ValueError(f"{name} must lie in [0, {bound}), got {low} to {high}")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
     return Checked(value.expand(num_envs).to(device, copy=True), None)
+
+
+def is_within(value: Tensor, bound: int) -> Tensor:
+    """Whether int64 values lie in [0, bound), bound <= 2^63, which is no int64 itself."""
+    return (value >= 0) & (value <= bound - 1)
 
 
 def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Tensor | None:

@@ -90,5 +90,6 @@ def sense(pyramid: Tensor, locations: Tensor, tables: Tensor, divisors: Tensor, 
         CHANNELS=channels,
         SIDE=side,
         BLOCK=block,
+        enable_fp_fusion=False,  # x - floor(x) must be of the x that was rounded
     )
     return glimpses

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ram_gym import GlimpseEnv, GlimpseVectorEnv
+from ram_gym.arguments import is_within
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))]
 NUM_ENVS = 5
@@ -327,3 +328,9 @@ def test_arrays_of_every_kind_are_taken(small_images: tuple) -> None:
     assert huge["location"].tolist() == [[1, -1]] * 5
     envs = make(small_images)
     envs.reset(seed=[0, None, 2, None, 4])
+
+
+def test_every_int64_that_is_not_negative_is_a_scene_seed() -> None:
+    values = torch.tensor([-1, 0, 5, 2**62, 2**63 - 1])
+    assert is_within(values, 2**63).tolist() == [False, True, True, True, True]
+    assert is_within(values, 5).tolist() == [False, True, False, False, False]
