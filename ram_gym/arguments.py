@@ -108,7 +108,7 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
     if not is_integer or shape not in ((), (num_envs,)):
         raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
     if isinstance(value, torch.Tensor):
-        value = value.detach().to(torch.int64)
+        value = _towards(value, device).to(torch.int64)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         value = value.expand(num_envs).to(device, copy=True)
         return Checked(value, is_within(value, bound))
@@ -118,6 +118,11 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
     return Checked(value.expand(num_envs).to(device, copy=True), None)
+
+
+def _towards(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor without gradient, on the host already if that is where it has to go."""
+    return value.detach().cpu() if device.type == "cpu" else value.detach()
 
 
 def is_within(value: Tensor, bound: int) -> Tensor:
@@ -151,7 +156,7 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
     if isinstance(value, torch.Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value.dtype}")
-        locations = value.detach()
+        locations = value = _towards(value, device)
     else:
         numbers = _numbers(name, value)
         if not np.isfinite(numbers).all():

@@ -141,6 +141,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._placement: scenes.Placement | None = None
         self._pyramid: Tensor | None = None
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
+        self._are_good: list[Tensor] = []  # of values that came on a GPU, not yet in the flag
         self._got_bad_value = torch.zeros((), dtype=torch.bool, device=self.device)
         is_pinned = self.device.type == "cuda" and torch.cuda.is_available()
         self._bad_value_on_host = torch.zeros((), dtype=torch.bool, pin_memory=is_pinned)
@@ -268,13 +269,14 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         is_partial = mask is not None and not mask.all()
         lanes = self._to_device(np.flatnonzero(mask)) if is_partial and mask is not None else slice(None)
         keys, episodes = self._keys[lanes], self._num_episodes[lanes]
-        drawn_index, drawn_seed = scenes.episode_scenes(keys, episodes, self.num_images)
-        new_index = drawn_index if index is None else index[lanes]
         fixed = self.config.fixed_scene_seed
+        if index is None or (scene_seed is None and fixed is None):
+            drawn_index, drawn_seed = scenes.episode_scenes(keys, episodes, self.num_images)
+        new_index = drawn_index if index is None else index[lanes]
         if scene_seed is not None:
             new_seed = scene_seed[lanes]
         else:
-            new_seed = drawn_seed if fixed is None else torch.full_like(drawn_seed, fixed)
+            new_seed = drawn_seed if fixed is None else torch.full_like(new_index, fixed)
         scene = scenes.scene_keys(new_index, new_seed, self.config.split)
         placement = scenes.place(new_index, scene, tuple(self._images.shape), self.config)
         new_location = scenes.first_locations(scene) if location is None else location[lanes]
@@ -385,7 +387,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def _note(self, checked: Checked) -> Tensor:
         """The value; that some of it may not be used is noted where only the device knows."""
         if checked.is_good is not None:
-            self._got_bad_value |= ~checked.is_good.all().to(self.device)
+            self._are_good.append(checked.is_good.flatten().to(self.device))
         return checked.value
 
     def _report_bad_values(self) -> None:
@@ -396,9 +398,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if self.device.type == "cpu":
             return
         if bool(self._bad_value_on_host):
+            self._are_good = []
             self._got_bad_value.fill_(False)
             self._bad_value_on_host.fill_(False)
             raise ValueError("an earlier reset or step got a NaN or infinite location, or a number out of range")
+        if self._are_good:
+            self._got_bad_value |= ~torch.cat(self._are_good).all()
+            self._are_good = []
         self._bad_value_on_host.copy_(self._got_bad_value, non_blocking=True)
 
 
