@@ -161,12 +161,11 @@ def training(options: Options) -> None:
         for device, threads in where:
             on_gpu = device.startswith("cuda")
             batches = options.batch or ((preset(task).batch_size, *(GPU_BATCHES if on_gpu else ())))
-            variants = ("", "bfloat16", "graph", "bfloat16 graph") if on_gpu else ("", "bfloat16")
+            variants = ("", "bfloat16 graph") if on_gpu else ("", "bfloat16")
             cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in variants]
-            cases += [
-                Case("training.plain", task, PEER_BATCH, threads, device, variant)
-                for variant in ("tensor bounds", "python bounds")
-            ]
+            if not on_gpu:
+                plain = ("tensor bounds", "python bounds")
+                cases += [Case("training.plain", task, PEER_BATCH, threads, device, variant) for variant in plain]
     _run("training", options, lambda plan: run_cases("training", cases, plan), notes)
 
 
