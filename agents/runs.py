@@ -28,6 +28,8 @@ import ram_gym
 
 PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 PRETRAINED = "pretrained:"
+COMPUTED_IN_PRECISION = ("glimpse_network.", "core.")
+"""What of RAM's network computes in `RamConfig.precision`, but for the location network's hidden layer."""
 PRETRAINED_FOLDER = Path(__file__).parent.parent / "pretrained"
 
 
@@ -207,7 +209,8 @@ def find_run(name: str | os.PathLike[str]) -> RunFolder:
 def publish(folder: RunFolder, name: str) -> Path:
     """Copies a finished run's configuration, best weights and results to where `pretrained:NAME` finds them.
 
-    The folder that its data lay in is left out.
+    The folder that its data lay in is left out. Matrices that a run computes with in bfloat16 are stored so: its answers
+    are the same, and the file is half as large.
 
     Returns:
         The new folder.
@@ -223,6 +226,12 @@ def publish(folder: RunFolder, name: str) -> Path:
     about = folder.read_about()
     weights, header = folder.read_tensors("best.safetensors")
     results = folder.read_json("results.json", {})
+    if about["config"].get("precision") == "bfloat16":
+        weights |= {
+            key: value.to(torch.bfloat16)
+            for key, value in weights.items()
+            if key.startswith(COMPUTED_IN_PRECISION) and value.ndim == 2
+        }
     target.mkdir(parents=True)
     copy = RunFolder(target)
     copy.write_json("config.json", {**about, "config": {**about["config"], "data_root": None}})

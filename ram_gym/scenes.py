@@ -115,12 +115,15 @@ def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: Gli
     """
     num_images, _, height, width = image_shape
     size, piece, num = config.canvas_size, config.clutter_size, config.num_clutter
+    xp = array_namespace(keys)
+    if not num and height == width == size:  # one place fits, (0, 0)
+        none = xp.zeros((keys.shape[0], 0, 2), dtype=xp.int64, device=device(keys))
+        return Placement(xp.zeros((keys.shape[0], 2), dtype=xp.int64, device=device(keys)), none[..., 0], none, none)
     draws = [DIGIT, DIGIT + 1]
     bounds = [size - width + 1, size - height + 1]
     for first in range(CLUTTER, CLUTTER + 5 * num, 5):
         draws += range(first, first + 5)
         bounds += [max(num_images - 1, 1), width - piece + 1, height - piece + 1, size - piece + 1, size - piece + 1]
-    xp = array_namespace(keys)
     # All numbers of all scenes at once, (N, 2 + 5 J).
     drawn = draw_integers(keys[:, None], *_pairs(tuple(draws), tuple(bounds), xp, device(keys)))
     pieces = xp.reshape(drawn[:, 2:], (drawn.shape[0], num, 5))

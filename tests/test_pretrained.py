@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents import runs
 from agents.cli import main
+from agents.ram.rollout import load_model
 from agents.runs import PRETRAINED_FOLDER, RunError, RunFolder, find_run, publish
 
 HELD = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
@@ -19,7 +21,8 @@ LIMIT = 2_000_000
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the digits."""
     path = tmp_path_factory.mktemp("runs") / "digits"
-    main(["train", "ram", "--task", "digits", "--epochs", "2", "--hidden-size", "16", "--out", str(path)])
+    options = ["--epochs", "2", "--core", "lstm", "--hidden-size", "16", "--precision", "bfloat16"]
+    main(["train", "ram", "--task", "digits", *options, "--out", str(path)])
     main(["evaluate", str(path)])
     return path
 
@@ -54,6 +57,15 @@ def test_a_published_run_is_found_by_name_and_evaluates_the_same(
     published = tmp_path / "pretrained" / "digits-16"
     assert sorted(path.name for path in published.iterdir()) == ["best.safetensors", "config.json", "results.json"]
     documented = json.loads((digits_run / "results.json").read_text())
+    whole, stored = ((path / "best.safetensors").stat().st_size for path in (digits_run, published))
+    assert stored < 0.7 * whole
+    (theirs, *_), (ours, *_) = load_model(RunFolder(digits_run)), load_model(RunFolder(published))
+    observation = {"glimpse": torch.rand(50, 1, 8, 8), "location": torch.rand(50, 2) * 2 - 1}
+    for model in (ours, theirs):
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    states = [model.look(observation, model.look(observation, model.initial_state(50))) for model in (ours, theirs)]
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][0].std() > 0
     before = (published / "results.json").read_text()
     capsys.readouterr()
     main(["evaluate", "pretrained:digits-16", "--json"])

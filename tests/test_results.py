@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 RAM_RUNS = [path for path in RUNS if RunFolder(path).read_agent() == "ram"]
 FULL_IMAGE_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in NETWORKS]
+STOPPED = sorted(path.parent for path in (ROOT / "results" / "stopped").glob("*/config.json"))
 SB3_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in ("ppo", "ppo-lstm")]
 ABLATIONS = sorted(path.parent for path in (ROOT / "results" / "ablations").glob("*/*/config.json"))
 
@@ -47,6 +48,22 @@ def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
     assert f"{test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in line
     assert f"{best:.2f}" in line
     assert f"{found['validation']['train_seconds'] / 60:.1f} min" in line
+
+
+@pytest.mark.parametrize("path", STOPPED, ids=lambda path: path.name)
+def test_runs_that_were_stopped_are_quoted_as_such(path: Path) -> None:
+    folder = RunFolder(path)
+    config = RamConfig(**folder.read_config("ram"))
+    rows = folder.read_metrics()
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) < config.epochs
+    test = folder.read_json("results.json")["test single"]
+    assert (test["task"], test["episodes"]) == (config.task, 10_000)
+    low, high = test["interval_percent"]
+    best = min(row.get("validation_error_percent", 100) for row in rows)
+    line = next(line for line in (ROOT / "RESULTS.md").read_text().splitlines() if f"`{path.name}`" in line)
+    assert f"| {best:.2f} | {test['error_percent']:.2f} ({low:.2f} to {high:.2f}) |" in line
+    assert f"{rows[-1]['scenes'] / 1e6:.1f} million, stopped" in line
 
 
 @pytest.mark.parametrize("path", SB3_RUNS, ids=lambda path: path.name)
