@@ -209,8 +209,8 @@ def find_run(name: str | os.PathLike[str]) -> RunFolder:
 def publish(folder: RunFolder, name: str) -> Path:
     """Copies a finished run's configuration, best weights and results to where `pretrained:NAME` finds them.
 
-    The folder that its data lay in is left out. Matrices that a run computes with in bfloat16 are stored so: its answers
-    are the same, and the file is half as large.
+    The folder that its data lay in is left out. Matrices that a run computes with in bfloat16 are stored so: its
+    answers are the same, and the file is half as large.
 
     Returns:
         The new folder.

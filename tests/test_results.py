@@ -89,7 +89,7 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
 
 def test_equal_wall_times_are_quoted_as_they_were_measured() -> None:
     text = (ROOT / "RESULTS.md").read_text()
-    lines = [line for line in text.splitlines() if re.match(r"\| `[\w-]+-lstm-", line)]
+    lines = [line for line in text.splitlines() if re.match(r"\| `[\w-]+-lstm-[\w-]+`, `", line)]
     pairs = [tuple(re.findall(r"`([\w-]+)`", line)) for line in lines]
     assert {name for pair in pairs for name in pair} == {path.name for path in SB3_RUNS}
     for line, (recurrent, control) in zip(lines, pairs, strict=True):

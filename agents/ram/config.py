@@ -135,11 +135,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every": 4,
     },
     "mnist-28": {
-        "epochs": 200,
+        "epochs": 400,
         "location_std": 0.2,
         "final_location_std": 0.05,
         "weight_decay": 0.2,
-        "distorted_copies": 8,
+        "distorted_copies": 16,
     },
     "translated-60": {**_FOVEATED, "distorted_copies": 8},
     "cluttered-60": _FOVEATED,
