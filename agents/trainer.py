@@ -161,9 +161,13 @@ class Trainer(ABC):
         Where validation is due it measures, keeps the best weights and writes a checkpoint.
         """
         right, *losses = (self.ranks.mean(self.sums) / self.updates_per_epoch).tolist()
+        is_due = (self.epoch + 1) % self.config.validate_every == 0 or self.epoch + 1 == self.config.epochs
         with self.ranks.together():
-            if not math.isfinite(right + sum(losses)):
-                raise RunError(f"training diverged in epoch {self.epoch + 1}: a loss is no number; lower learning_rate")
+            bad = None if math.isfinite(right + sum(losses)) else "a loss"
+            if is_due and not all(bool(weight.isfinite().all()) for weight in self.evaluated_model.parameters()):
+                bad = bad or "a weight"
+            if bad:
+                raise RunError(f"training diverged in epoch {self.epoch + 1}: {bad} is no number; lower learning_rate")
         self.epoch, self.update_in_epoch = self.epoch + 1, 0
         self.sums.zero_()
         metrics: dict[str, Any] = {
@@ -174,7 +178,6 @@ class Trainer(ABC):
             "scenes": self.epoch * self.updates_per_epoch * self.config.batch_size,
             "train_seconds": round(self.seconds, 1),
         }
-        is_due = self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs
         if is_due:
             error = self.ranks.by_first(self.validate)
             metrics["validation_error_percent"] = error

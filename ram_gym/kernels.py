@@ -78,18 +78,19 @@ def sense(pyramid: Tensor, locations: Tensor, tables: Tensor, divisors: Tensor, 
     glimpses: Tensor = torch.empty(num, scales * channels, side, side, device=pyramid.device)
     block = min(VALUES_PER_PROGRAM, triton.next_power_of_2(glimpses[0].numel()))
     grid: Any = (num, triton.cdiv(glimpses[0].numel(), block))
-    _sense[grid](
-        pyramid,
-        locations.contiguous(),
-        tables,
-        divisors,
-        glimpses,
-        canvas_size / 2.0,
-        length,
-        NUM_SCALES=scales,
-        CHANNELS=channels,
-        SIDE=side,
-        BLOCK=block,
-        enable_fp_fusion=False,  # x - floor(x) must be of the x that was rounded
-    )
+    with torch.cuda.device_of(pyramid):  # Triton launches where PyTorch is
+        _sense[grid](
+            pyramid.contiguous(),
+            locations.contiguous(),
+            tables,
+            divisors,
+            glimpses,
+            canvas_size / 2.0,
+            length,
+            NUM_SCALES=scales,
+            CHANNELS=channels,
+            SIDE=side,
+            BLOCK=block,
+            enable_fp_fusion=False,  # x - floor(x) must be of the x that was rounded
+        )
     return glimpses

@@ -192,16 +192,17 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         location, label = self._check_action(actions)
 
         starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
-        self._num_steps += ~starting
-        answering = ~starting & (self._num_steps == self.config.num_glimpses)
+        num_steps = self._num_steps + ~starting
+        answering = ~starting & (num_steps == self.config.num_glimpses)
         looking = ~starting & ~answering
-        self._is_over = answering.copy()
+        if answering.any():
+            self._report_bad_values()
+        self._num_steps, self._is_over = num_steps, answering.copy()
 
         terminated = self._mask_tensor(answering)
         reward = self._zeros(torch.float32)
         info: dict[str, Any] = {}
         if answering.any():
-            self._report_bad_values()
             self._prediction = torch.where(terminated, label, self._prediction)
             is_success = terminated & (label == self._labels[self._index])
             reward = is_success.to(torch.float32)
@@ -369,12 +370,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         """Locations float32 (N, 2) and labels int64 (N,), on the device."""
         check_keys("actions", actions, ("location", "label"), required=True)
         shapes = ((self.num_envs, 2),)
-        location = self._note(check_locations("actions['location']", actions["location"], shapes, self.device))
+        location = check_locations("actions['location']", actions["location"], shapes, self.device)
         name, label = "actions['label']", actions["label"]
         if np.ndim(label) != 1:
             got = f"shape {np.shape(label)}" if np.ndim(label) else repr(label)
             raise ValueError(f"{name} must be integers ({self.num_envs},), got {got}")
-        return location, self._note(check_integers(name, label, self.num_classes, self.num_envs, self.device))
+        labels = check_integers(name, label, self.num_classes, self.num_envs, self.device)
+        return self._note(location), self._note(labels)
 
     def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Tensor | None:
         """An option, int64 (N,) on the device; 0 where it is bad."""
@@ -400,7 +402,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if bool(self._bad_value_on_host):
             self._are_good = []
             self._got_bad_value.fill_(False)
-            self._bad_value_on_host.fill_(False)
+            self._bad_value_on_host.copy_(self._got_bad_value)  # behind the copies that are under way
             raise ValueError("an earlier reset or step got a NaN or infinite location, or a number out of range")
         if self._are_good:
             self._got_bad_value |= ~torch.cat(self._are_good).all()

@@ -162,6 +162,21 @@ def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch
     assert calls[0]["scene_seed"] == calls[1]["scene_seed"] != calls[per_epoch]["scene_seed"]
 
 
+@pytest.mark.parametrize("core", ["rnn", "lstm"])
+def test_divergence_by_a_learning_rate_is_named(core: str, tmp_path: Path) -> None:
+    config = digits(core=core, learning_rate=1e18, learning_rate_schedule="constant", max_gradient_norm=0.0, epochs=1)
+    with pytest.raises(RunError, match=r"^training diverged in epoch 1: a (loss|weight) is no number; lower learning"):
+        train(config, RunFolder(tmp_path / "run"))
+
+
+def test_weights_that_are_no_numbers_are_named_before_they_are_measured() -> None:
+    trainer = Trainer(digits())
+    trainer.update()
+    next(trainer.model.parameters()).data[0] = math.nan
+    with pytest.raises(RunError, match="diverged in epoch 1: a weight is no number"):
+        trainer.end_epoch()
+
+
 def test_divergence_is_named_and_leave_one_out_ignores_the_baseline(tmp_path: Path) -> None:
     trainer = Trainer(digits())
     trainer.update()

@@ -334,3 +334,29 @@ def test_every_int64_that_is_not_negative_is_a_scene_seed() -> None:
     values = torch.tensor([-1, 0, 5, 2**62, 2**63 - 1])
     assert is_within(values, 2**63).tolist() == [False, True, True, True, True]
     assert is_within(values, 5).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_a_late_report_leaves_the_step_to_be_made_again(
+    small_images: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step that ends episodes may raise for an earlier value."""
+    reported, plain = (make(small_images, output="torch", autoreset_mode=mode) for _ in range(2))
+    action = {"location": torch.zeros(5, 2), "label": torch.arange(5)}
+    for envs in (reported, plain):
+        envs.reset(seed=3)
+        for _ in range(envs.config.num_glimpses - 1):
+            envs.step(action)
+
+    def report() -> None:
+        raise ValueError("an earlier reset or step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reported, "_report_bad_values", report)
+        with pytest.raises(ValueError, match="an earlier reset or step"):
+            reported.step(action)
+    ours, theirs = reported.step(action), plain.step(action)
+    assert ours[2].all()
+    for found, expected in zip(ours[1:4], theirs[1:4], strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(ours[0]["glimpse"], theirs[0]["glimpse"])

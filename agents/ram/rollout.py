@@ -66,7 +66,9 @@ def play(
             location = mean + std * ranks.draw(torch.randn, num_envs, generator, env.device)
         else:
             location = locator(observation, num_taken)
-        observation, _, _, _, _ = env.step({"location": location, "label": no_label})
+        # Training that diverged is told by its losses, not by the environment, which takes no NaN.
+        looked_at = location.nan_to_num(0.0, 1.0, -1.0)
+        observation, _, _, _, _ = env.step({"location": looked_at, "label": no_label})
         locations.append(location)
     body.look(observation)
     states = body.hidden()  # (T, N, hidden_size)
