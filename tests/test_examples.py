@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from agents.cli import main
 from ram_gym import TASKS
@@ -107,6 +108,8 @@ def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monkey
             arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
         if "--help" in arguments:
             continue
+        if "cuda" in arguments and not torch.cuda.is_available():
+            arguments = ["cpu" if word == "cuda" else word for word in arguments if word != "--cuda-graph"]
         main(arguments)
     assert "Traceback" not in capsys.readouterr().err
     sys.stdout.flush()
