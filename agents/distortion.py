@@ -35,7 +35,7 @@ def with_distorted_copies(images: np.ndarray, copies: int, seed: int, device: st
         images: uint8 (N, C, H, W).
         copies: number of distorted copies of each.
         seed: of the distortions.
-        device: where they are computed. It changes some pixels by one of 255 levels, by rounding, and nothing else.
+        device: where they are computed; the draws are the same, the pixels may differ by rounding.
 
     Returns:
         uint8 (N * (1 + copies), C, H, W); entry i + N * k is a copy of image i, for k = 0 the image itself.
