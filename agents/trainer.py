@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from agents.allocator import keep_freed_memory
 from agents.config import TrainConfig, learning_rate
 from agents.distortion import with_distorted_copies
 from agents.environment import make_env
@@ -76,6 +77,7 @@ class Trainer(ABC):
     def __init__(
         self, config: TrainConfig, folder: RunFolder | None, ranks: Ranks, setting: GlimpseConfig, rollouts: int = 1
     ) -> None:
+        keep_freed_memory()
         self.config, self.folder, self.ranks = config, folder, ranks
         device = ranks.device(config.device)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")

@@ -76,8 +76,9 @@ def test_batched_backpropagation_changes_nothing_beyond_rounding(fields: dict, i
 
 
 @pytest.mark.parametrize("core", ["rnn", "lstm"])
-def test_batched_gradients_are_those_of_autograd(core: str) -> None:
-    """Of a function of all states that no loss is: the relative error of each weight's gradient."""
+@pytest.mark.parametrize("reads", ["all", "last", "before"])
+def test_batched_gradients_are_those_of_autograd(core: str, reads: str) -> None:
+    """Of a function of the states that no loss is: the relative error of each weight's gradient."""
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     for precision, backpropagation in (("float32", "autograd"), ("float32", "batched"), ("bfloat16", "batched")):
         config = RamConfig(core=core, precision=precision, backpropagation=backpropagation)  # type: ignore[arg-type]
@@ -86,10 +87,12 @@ def test_batched_gradients_are_those_of_autograd(core: str) -> None:
         body = unroll(model, 40, 5)
         for _ in range(5):
             seen = body.look({"glimpse": torch.rand(40, 1, 8, 8), "location": torch.rand(40, 2) * 2 - 1})
-        hidden = body.hidden()  # (T, N, hidden_size)
-        assert torch.equal(hidden[-1], seen)
+        before, last = body.hidden()  # (T - 1, N, hidden_size), (N, hidden_size)
+        assert before.shape == (4, 40, 256)
+        assert torch.equal(last, seen.float())
         assert not seen.requires_grad
-        (hidden * torch.randn(hidden.shape)).sum().backward()
+        of_before, of_last = (before * torch.randn(before.shape)).sum(), (last * torch.randn(last.shape)).sum()
+        {"all": of_before + of_last, "last": of_last, "before": of_before}[reads].backward()
         parts = (model.glimpse_network, model.core)
         found = {name: p.grad for part in parts for name, p in part.named_parameters() if p.grad is not None}
         gradients[f"{precision} {backpropagation}"] = found

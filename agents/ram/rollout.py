@@ -71,8 +71,7 @@ def play(
         observation, _, _, _, _ = env.step({"location": looked_at, "label": no_label})
         locations.append(location)
     body.look(observation)
-    states = body.hidden()  # (T, N, hidden_size)
-    before, last = states[:-1], states[-1]
+    before, last = body.hidden()  # (T - 1, N, hidden_size), (N, hidden_size)
     logits = model.classify(last)
     _, reward, _, _, info = env.step({"location": observation["location"], "label": logits.detach().argmax(-1)})
     early_logits = model.classify(before if model.config.needs_early_answers else before[:0])

@@ -36,9 +36,10 @@ class Recorded:
         self.states.append(self.state[0])
         return self.state[0].detach()
 
-    def hidden(self) -> Tensor:
-        """The core's states after all glimpses, float32 (T, N, size), as a function of the weights."""
-        return torch.stack(self.states)
+    def hidden(self) -> tuple[Tensor, Tensor]:
+        """The core's states as a function of the weights: see `Unrolled.hidden`."""
+        states = torch.stack(self.states)
+        return states[:-1], states[-1]
 
 
 class Unrolled:
@@ -64,18 +65,20 @@ class Unrolled:
         weights = [parameter.detach().to(dtype) for parameter in self.parameters]
         self.what, self.what_bias, _, _, self.combine, self.combine_bias = weights[:6]
         self.core_in, _, self.core, _ = weights[6:]
+        self.core_all = torch.cat((self.core_in, self.core), 1)  # one product for what is seen and what is remembered
         self.core_bias = (self.parameters[7] + self.parameters[9]).detach().to(dtype)
         self.where, self.where_bias = encoder.where.weight.detach(), encoder.where.bias.detach()
 
         def kept(steps: int, width: int, of: torch.dtype = dtype) -> Tensor:
             return self.what.new_empty(steps, num_episodes, width, dtype=of)
 
-        middle, size = self.what.shape[0], self.core.shape[1]
+        self.middle, num_encoded, size = self.what.shape[0], self.combine.shape[0], self.core.shape[1]
         self.glimpses = kept(num_glimpses, self.what.shape[1])
         self.locations = kept(num_glimpses, 2, torch.float32)
-        self.hidden_what, self.hidden_where = kept(num_glimpses, middle), kept(num_glimpses, middle)
-        self.encoded = kept(num_glimpses, self.combine.shape[0])
-        self.states = kept(num_glimpses + 1, size)  # h before the first glimpse and after each
+        self.what_where = kept(num_glimpses, 2 * self.middle)  # the glimpse network's hidden units
+        # What enters the core side by side: the encoded glimpse, and the state before it. The last has a state alone.
+        self.core_inputs = kept(num_glimpses + 1, num_encoded + size)
+        self.encoded, self.states = self.core_inputs[:-1, :, :num_encoded], self.core_inputs[:, :, num_encoded:]
         self.states[0] = 0
         if self.is_lstm:
             self.gates = kept(num_glimpses, 4 * size)  # input, forget, new, output
@@ -85,20 +88,18 @@ class Unrolled:
 
     @torch.no_grad()
     def look(self, observation: dict[str, Any]) -> Tensor:
-        """The core's state after one more glimpse, float32 (N, size), without gradient."""
-        step, middle = self.num_taken, self.what.shape[0]
+        """The core's state after one more glimpse, (N, size) in the network's precision, without gradient."""
+        step = self.num_taken
         self.num_taken += 1
         self.glimpses[step] = observation["glimpse"].flatten(1)
         self.locations[step] = observation["location"]
-        what, where, encoded = self.hidden_what[step], self.hidden_where[step], self.encoded[step]
-        torch.addmm(self.what_bias, self.glimpses[step], self.what.t(), out=what).relu_()
-        where.copy_(torch.addmm(self.where_bias, self.locations[step], self.where.t()).relu_())
-        torch.addmm(self.combine_bias, what, self.combine[:, :middle].t(), out=encoded)
-        encoded.addmm_(where, self.combine[:, middle:].t()).relu_()
+        hidden, encoded = self.what_where[step], self.encoded[step]
+        torch.addmm(self.what_bias, self.glimpses[step], self.what.t(), out=hidden[:, : self.middle])
+        hidden[:, self.middle :] = torch.addmm(self.where_bias, self.locations[step], self.where.t())
+        torch.addmm(self.combine_bias, hidden.relu_(), self.combine.t(), out=encoded).relu_()
         state = self.states[step + 1]
         into = self.gates[step] if self.is_lstm else state
-        torch.addmm(self.core_bias, encoded, self.core_in.t(), out=into)
-        into.addmm_(self.states[step], self.core.t())
+        torch.addmm(self.core_bias, self.core_inputs[step], self.core_all.t(), out=into)
         if self.is_lstm:
             opened, forget, new, output = into.chunk(4, 1)
             into[:, : 2 * state.shape[1]].sigmoid_()
@@ -108,51 +109,56 @@ class Unrolled:
             state.copy_(output * cell.tanh())
         else:
             into.relu_()
-        return state.float()
+        return state
 
-    def hidden(self) -> Tensor:
-        """The core's states after all glimpses, float32 (T, N, size), as a function of the weights."""
-        return cast(Tensor, _Hidden.apply(self, *self.parameters))
+    def hidden(self) -> tuple[Tensor, Tensor]:
+        """The core's states as a function of the weights.
 
-    def gradients(self, of_hidden: Tensor) -> list[Tensor]:
-        """The gradients of the weights, float32, from that of `hidden()`, (T, N, size)."""
-        into_core = self._through_lstm(of_hidden) if self.is_lstm else self._through_rnn(of_hidden)
+        Returns:
+            Those after all glimpses but the last, float32 (T - 1, N, size), and that after the last, (N, size).
+        """
+        return cast(tuple[Tensor, Tensor], _Hidden.apply(self, *self.parameters))
+
+    def gradients(self, of_before: Tensor | None, of_last: Tensor) -> list[Tensor]:
+        """The gradients of the weights, float32, from those of `hidden()`; None is zero."""
+        into_core = self._through_lstm(of_before, of_last) if self.is_lstm else self._through_rnn(of_before, of_last)
         into_core = into_core.flatten(0, 1)  # (T * N, size or 4 * size), of what the core's activation is applied to
-        encoded = self.encoded.flatten(0, 1)
-        what, where = self.hidden_what.flatten(0, 1), self.hidden_where.flatten(0, 1)
-        middle = what.shape[1]
+        core_inputs = self.core_inputs[:-1].flatten(0, 1)
+        encoded, what_where = core_inputs[:, : self.encoded.shape[2]], self.what_where.flatten(0, 1)
+        core = _product(into_core, core_inputs)
+        core_in, core = core[:, : encoded.shape[1]], core[:, encoded.shape[1] :]
         core_bias = into_core.sum(0, dtype=torch.float32)
-        core = [_product(into_core, encoded), core_bias, _product(into_core, self.states[:-1].flatten(0, 1)), core_bias]
         into_encoded = torch.ops.aten.threshold_backward(into_core @ self.core_in, encoded, 0)
-        combine = torch.cat((_product(into_encoded, what), _product(into_encoded, where)), 1)
-        into_what = torch.ops.aten.threshold_backward(into_encoded @ self.combine[:, :middle], what, 0)
-        into_where = torch.ops.aten.threshold_backward(into_encoded @ self.combine[:, middle:], where, 0).float()
+        into_hidden = torch.ops.aten.threshold_backward(into_encoded @ self.combine, what_where, 0)
+        into_what, into_where = into_hidden[:, : self.middle], into_hidden[:, self.middle :].float()
+        into_biases = into_hidden.sum(0, dtype=torch.float32)
         return [
             _product(into_what, self.glimpses.flatten(0, 1)),
-            into_what.sum(0, dtype=torch.float32),
-            into_where.t() @ self.locations.flatten(0, 1),
-            into_where.sum(0),
-            combine,
+            into_biases[: self.middle],
+            (self.locations.flatten(0, 1).t() @ into_where).t(),
+            into_biases[self.middle :],
+            _product(into_encoded, what_where),
             into_encoded.sum(0, dtype=torch.float32),
-            *core,
+            *(core_in, core_bias, core, core_bias),
         ]
 
-    def _through_rnn(self, of_hidden: Tensor) -> Tensor:
+    def _through_rnn(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
         """The gradient of what each ReLU of the core is applied to, (T, N, size)."""
-        of_hidden = of_hidden.to(self.core.dtype)
-        into_core = torch.empty_like(of_hidden)
-        total = of_hidden[-1]
-        for step in reversed(range(len(of_hidden))):
-            into_core[step] = torch.ops.aten.threshold_backward(total, self.states[step + 1], 0)
+        of_before = None if of_before is None else of_before.to(self.core.dtype)
+        into_core = self.core.new_empty(self.num_taken, *of_last.shape)
+        total = of_last.to(self.core.dtype)
+        for step in reversed(range(self.num_taken)):
+            into = into_core[step]
+            torch.ops.aten.threshold_backward.grad_input(total, self.states[step + 1], 0, grad_input=into)
             if step:
-                total = torch.addmm(of_hidden[step - 1], into_core[step], self.core)
+                total = into @ self.core if of_before is None else torch.addmm(of_before[step - 1], into, self.core)
         return into_core
 
-    def _through_lstm(self, of_hidden: Tensor) -> Tensor:
+    def _through_lstm(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
         """The gradient of what each gate of the core is applied to, (T, N, 4 * size)."""
         into_core = torch.empty_like(self.gates)
-        total, of_cell = of_hidden[-1], torch.zeros_like(self.cells[0])
-        for step in reversed(range(len(of_hidden))):
+        total, of_cell = of_last, torch.zeros_like(self.cells[0])
+        for step in reversed(range(self.num_taken)):
             opened, forget, new, output = self.gates[step].float().chunk(4, 1)
             squashed = self.cells[step + 1].tanh()
             of_cell = of_cell + total * output * (1 - squashed * squashed)
@@ -163,7 +169,8 @@ class Unrolled:
             parts[3].copy_(total * squashed * output * (1 - output))
             of_cell = of_cell * forget
             if step:
-                total = of_hidden[step - 1] + (into_core[step] @ self.core).float()
+                total = (into_core[step] @ self.core).float()
+                total = total if of_before is None else total + of_before[step - 1]
         return into_core
 
 
@@ -183,11 +190,16 @@ class _Hidden(torch.autograd.Function):
     """Ties what `Unrolled` computed to autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, unrolled: Unrolled, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, unrolled: Unrolled, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         del parameters
         ctx.unrolled = unrolled
-        return unrolled.states[1:].to(torch.float32, copy=True)
+        ctx.set_materialize_grads(False)
+        states = unrolled.states
+        return states[1:-1].to(torch.float32, copy=True), states[-1].to(torch.float32, copy=True)
 
     @staticmethod
-    def backward(ctx: Any, of_hidden: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *ctx.unrolled.gradients(of_hidden))
+    def backward(ctx: Any, of_before: Tensor | None, of_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        unrolled: Unrolled = ctx.unrolled
+        if of_last is None:
+            of_last = unrolled.where.new_zeros(unrolled.states.shape[1:])
+        return (None, *unrolled.gradients(of_before, of_last))
