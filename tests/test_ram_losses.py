@@ -245,6 +245,8 @@ def test_the_network_is_the_papers(small_images: tuple) -> None:
     core = model.core
     after = (encoded @ core.weight_ih.T + core.bias_ih + before @ core.weight_hh.T + core.bias_hh).clamp(min=0)
     torch.testing.assert_close(model.look({"glimpse": g, "location": loc}, (before,))[0], after)
+    (linear,) = model.locator
+    torch.testing.assert_close(model.locate(9 * after), 9 * after @ linear.weight.T + linear.bias)  # not squashed
     assert sum(p.numel() for p in model.parameters()) == (
         (64 + 1) * 128 + 3 * 128 + 257 * 256 + 2 * 257 * 256 + 257 * 2 + 257 * 10 + 257
     )

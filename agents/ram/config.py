@@ -41,7 +41,7 @@ class RamConfig(TrainConfig):
     glimpse_hidden_size: int = 128
     """Units that encode what is seen, and as many that encode where."""
     locator_hidden_size: int = 128
-    """Units of a hidden layer in the location network; 0 is the paper's single linear layer."""
+    """Units of a hidden layer in the location network, before a tanh; 0 is the paper's, one linear layer."""
     locator: Locator = "learned"
     """Who chooses locations: the learned location network, or a script, for an equally trained control."""
 

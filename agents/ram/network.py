@@ -43,8 +43,8 @@ class RecurrentAttentionModel(nn.Module):
         num_classes: number L of classes.
         config: layer sizes, the core's kind, and whether the location network's gradient enters the core.
 
-    Differs: `locator_hidden_size` puts a layer into the location network, and its mean goes through a tanh; the
-    paper's has one linear layer.
+    Differs: `locator_hidden_size` puts a layer into the location network, whose mean then goes through a tanh. With 0
+    it is the paper's, one linear layer, unbounded (the environment clips).
     """
 
     def __init__(self, glimpse_values: int, num_classes: int, config: RamConfig) -> None:
@@ -84,11 +84,12 @@ class RecurrentAttentionModel(nn.Module):
         return (self.core(encoded, state[0]),)
 
     def locate(self, hidden: Tensor) -> Tensor:
-        """Mean of the next location. (..., hidden_size) -> (..., 2) in (-1, 1)."""
+        """Mean of the next location. (..., hidden_size) -> (..., 2), in (-1, 1) where there is a hidden layer."""
         hidden = hidden if self.config.locator_gradient_into_core else hidden.detach()
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             hidden = self.locator[:-1](hidden)
-        return self.locator[-1](hidden.float()).tanh()
+        mean = self.locator[-1](hidden.float())
+        return mean.tanh() if self.config.locator_hidden_size else mean
 
     def estimate(self, hidden: Tensor) -> Tensor:
         """Expected reward, the learned baseline; never trains the core. (..., hidden_size) -> (...)."""
