@@ -32,14 +32,16 @@ from ram_gym import save_gif
 class TrainRam:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE.
 
-    The defaults below are the preset of --task. The run is written to a folder: config, metrics (JSON lines and
-    TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume RUN` (alone, or with --data-root) goes on
-    with a run that was stopped, to the same numbers.
+    The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
+    a folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume
+    RUN` (alone, or with --data-root) goes on with a run that was stopped, to the same numbers.
     """
 
     config: RamConfig
     out: Path | None = None
     """Folder to write the run to; default: runs/ram-TASK-SEED."""
+    like: Path | None = None
+    """Run folder, or pretrained:NAME, that the options default to instead of the task's preset."""
 
 
 def train_ram(arguments: list[str]) -> None:

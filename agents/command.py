@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from agents.runs import RunFolder
+from agents.runs import RunFolder, find_run
 from agents.trainer import TrainResult
 
 
@@ -56,9 +56,9 @@ def parse_training(
     Args:
         agent: name of the agent, after `train`.
         arguments: what follows it.
-        begin: dataclass of the options of a new run, `config` the first, `out` among them; {name} in its docstring
-            stands for the agent's.
-        preset: gives a task's configuration, which the options not given are of.
+        begin: dataclass of the options of a new run, `config` the first, `out` and `like` among them; {name} in its
+            docstring stands for the agent's.
+        preset: gives a task's configuration, which the options not given are of, without --like.
         read_config: reads a run's configuration.
         default_task: the task where none is given.
         resume: dataclass of the options with --resume.
@@ -66,7 +66,7 @@ def parse_training(
 
     Raises:
         SystemExit: 2 for wrong arguments, 0 after --help.
-        RunError: --resume names no run of this agent.
+        RunError: --resume or --like names no run of this agent.
     """
     prog, name = f"python -m agents train {agent}", name or agent
     is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
@@ -77,14 +77,21 @@ def parse_training(
         config = read_config(folder)
         config = dataclasses.replace(config, data_root=options.data_root or config.data_root)
     else:
-        # --task decides what the other options default to, wherever it stands.
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        # --like, or else --task, decides what the other options default to, wherever it stands.
+        finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
         finder.add_argument("--task", default=default_task)
-        task = finder.parse_known_args(arguments)[0].task
+        finder.add_argument("--like")
+        found = finder.parse_known_args(arguments)[0]
+        if found.like is None:
+            defaults = preset(found.task)
+        else:
+            like = find_run(found.like)
+            like.read_config(agent)
+            defaults = read_config(like)
         options = tyro.cli(
             begin,
             args=arguments,
-            default=begin(preset(task)),
+            default=begin(defaults),
             prog=prog,
             description=inspect.cleandoc(begin.__doc__ or "").replace("{name}", name),
             config=(tyro.conf.OmitArgPrefixes,),

@@ -154,6 +154,24 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> 
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_run_is_made_again_like_another(run: Path, tmp_path: Path, capsys: Any) -> None:
+    def trained(name: str, *arguments: str) -> RunFolder:
+        main(["train", "ram", *arguments, "--out", str(tmp_path / name)])
+        return RunFolder(tmp_path / name)
+
+    first, again = RunFolder(run), trained("again", "--like", str(run))
+    assert again.read_config("ram") == first.read_config("ram")
+    for ours, theirs in zip(again.read_metrics(), first.read_metrics(), strict=True):
+        assert {**ours, "train_seconds": 0} == {**theirs, "train_seconds": 0}
+    other = trained("other", "--seed", "1", "--like", str(again.path), "--hidden-size", "8")
+    assert other.read_config("ram") == {**first.read_config("ram"), "seed": 1, "hidden_size": 8}
+    out = ["--out", str(tmp_path / "none")]
+    assert "holds no run" in refusal(capsys, "train", "ram", "--like", str(tmp_path), *out)
+    assert "ram" in refusal(capsys, "train", "cnn", "--like", str(run), *out)
+    assert "pretrained:mnist-28" in refusal(capsys, "train", "ram", "--like", "pretrained:none", *out)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("locator", ["learned", "random", "centre", "scan"])
 def test_a_run_is_evaluated_with_the_locator_it_was_trained_with(tmp_path: Path, capsys: Any, locator: str) -> None:
     run = str(tmp_path / "run")

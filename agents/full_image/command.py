@@ -21,14 +21,16 @@ _NAMES = {"cnn": "convolutional network", "mlp": "fully connected network"}
 class TrainFullImage:
     """Train a {name} that sees the whole canvas, on the task's scenes: what looking is measured against.
 
-    The defaults below are the preset of --task. The run is written to a folder: config, metrics (JSON lines and
-    TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume RUN` (alone, or with --data-root) goes on
-    with a run that was stopped, to the same numbers.
+    The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
+    a folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume
+    RUN` (alone, or with --data-root) goes on with a run that was stopped, to the same numbers.
     """
 
     config: FullImageConfig
     out: Path | None = None
     """Folder to write the run to; default: runs/NETWORK-TASK-SEED."""
+    like: Path | None = None
+    """Run folder, or pretrained:NAME, that the options default to instead of the task's preset."""
 
 
 def train_full_image(network: Network, arguments: list[str]) -> None:

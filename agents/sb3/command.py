@@ -20,14 +20,17 @@ _NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
 class TrainSb3:
     """Train Stable-Baselines3's {name} by reinforcement learning.
 
-    The defaults below are the preset of --task. The run is written to a folder: config, metrics (JSON lines, CSV and
-    TensorBoard), last and best model (Stable-Baselines3's zip), results. `--resume RUN` (alone, or with --data-root)
-    goes on with a run that was stopped, from its last complete epoch, to the same numbers.
+    The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
+    a folder: config, metrics (JSON lines, CSV and TensorBoard), last and best model (Stable-Baselines3's zip), results.
+    `--resume RUN` (alone, or with --data-root) goes on with a run that was stopped, from its last complete epoch, to
+    the same numbers.
     """
 
     config: Sb3Config
     out: Path | None = None
     """Folder to write the run to; default: runs/ALGORITHM-TASK-SEED."""
+    like: Path | None = None
+    """Run folder, or pretrained:NAME, that the options default to instead of the task's preset."""
     verbose: bool = False
     """Print Stable-Baselines3's tables to standard output."""
     progress_bar: bool = False
