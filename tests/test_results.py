@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
 
 ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "RESULTS.md").read_text()
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 RAM_RUNS = [path for path in RUNS if RunFolder(path).read_agent() == "ram"]
 FULL_IMAGE_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in NETWORKS]
@@ -43,7 +45,7 @@ def test_each_run_is_quoted_as_it_was_measured(path: Path) -> None:
     test = found["test single"]
     assert test["error_percent"] == 100 * test["errors"] / test["episodes"]
     assert (test["task"], test["episodes"]) == (config.task, 10_000)
-    line = next(line for line in (ROOT / "RESULTS.md").read_text().splitlines() if f"`{path.name}`" in line)
+    line = next(line for line in TEXT.splitlines() if f"`{path.name}`" in line)
     low, high = test["interval_percent"]
     assert f"{test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in line
     assert f"{best:.2f}" in line
@@ -61,7 +63,7 @@ def test_runs_that_were_stopped_are_quoted_as_such(path: Path) -> None:
     assert (test["task"], test["episodes"]) == (config.task, 10_000)
     low, high = test["interval_percent"]
     best = min(row.get("validation_error_percent", 100) for row in rows)
-    line = next(line for line in (ROOT / "RESULTS.md").read_text().splitlines() if f"`{path.name}`" in line)
+    line = next(line for line in TEXT.splitlines() if f"`{path.name}`" in line)
     assert f"| {best:.2f} | {test['error_percent']:.2f} ({low:.2f} to {high:.2f}) |" in line
     assert f"{rows[-1]['scenes'] / 1e6:.1f} million, stopped" in line
 
@@ -81,15 +83,14 @@ def test_each_run_of_stable_baselines3_is_quoted_as_it_was_measured(path: Path) 
     if config.action == "box":
         learns_from += ", box actions"
     start = f"| {config.task} | {learns_from} | {config.total_timesteps:,} |"
-    (line,) = (line for line in (ROOT / "RESULTS.md").read_text().splitlines() if line.startswith(start))
+    (line,) = (line for line in TEXT.splitlines() if line.startswith(start))
     numbers = f"{best:.2f}, {test['error_percent']:.2f} | {found['validation']['train_seconds']:.0f} s"
     cells = line.removeprefix(start)
     assert cells.startswith(f" {numbers}") if config.algorithm == "ppo-lstm" else cells.endswith(f" {numbers} |")
 
 
 def test_equal_wall_times_are_quoted_as_they_were_measured() -> None:
-    text = (ROOT / "RESULTS.md").read_text()
-    lines = [line for line in text.splitlines() if re.match(r"\| `[\w-]+-lstm-[\w-]+`, `", line)]
+    lines = [line for line in TEXT.splitlines() if re.match(r"\| `[\w-]+-lstm-[\w-]+`, `", line)]
     pairs = [tuple(re.findall(r"`([\w-]+)`", line)) for line in lines]
     assert {name for pair in pairs for name in pair} == {path.name for path in SB3_RUNS}
     for line, (recurrent, control) in zip(lines, pairs, strict=True):
@@ -109,7 +110,7 @@ def test_ablations_are_quoted_as_they_were_measured(path: Path) -> None:
     rows = folder.read_metrics()
     assert len(rows) == config.epochs
     best = min(row.get("validation_error_percent", 100) for row in rows)
-    section = (ROOT / "RESULTS.md").read_text().partition(f"## What helps, on {config.task}")[2].partition("\n## ")[0]
+    section = TEXT.partition(f"## What helps, on {config.task}")[2].partition("\n## ")[0]
     (line,) = (line for line in section.splitlines() if line.startswith(f"| `{path.name}` |"))
     assert line.endswith(f"| {config.epochs} | {best:.2f} |")
 
@@ -134,4 +135,45 @@ def test_precisions_are_quoted_as_they_were_measured(precision: str) -> None:
     assert len(errors) == 3
     found = ", ".join(f"{error:.2f}" for error in errors)
     row = f"| {precision} | {found} | {statistics.mean(errors):.2f} | {statistics.stdev(errors):.2f} |"
-    assert row in (ROOT / "RESULTS.md").read_text()
+    assert row in TEXT
+
+
+def stored(name: str) -> dict[str, Any]:
+    folder = next(path for path in [*RUNS, *STOPPED, *ABLATIONS] if path.name == name)
+    return RunFolder(folder).read_json("results.json")["test single"]
+
+
+def test_means_over_seeds_are_those_of_the_numbers_beside_them() -> None:
+    pattern = r"((?:\d+\.\d\d, )+\d+\.\d\d) \(mean (\d+\.\d\d), deviation (\d+\.\d\d)\)"
+    found = re.findall(pattern, TEXT)
+    assert len(found) >= 8
+    for numbers, mean, deviation in found:
+        errors = [float(number) for number in numbers.split(", ")]
+        assert f"{statistics.mean(errors):.2f} {statistics.stdev(errors):.2f}" == f"{mean} {deviation}"
+
+
+@pytest.mark.parametrize("path", RAM_RUNS + STOPPED, ids=lambda path: path.name)
+def test_averaged_rollouts_are_quoted_as_they_were_measured(path: Path) -> None:
+    found = RunFolder(path).read_json("results.json").get("test average-10")
+    line = next(line for line in TEXT.splitlines() if f"| `{path.name}` |" in line)
+    if found is not None and line.count("|") == 9:  # the table has them
+        assert f" | {found['error_percent']:.2f} | " in line
+
+
+def test_what_was_found_glimpse_by_glimpse_is_quoted_as_it_was_measured() -> None:
+    lines = TEXT.splitlines()
+    named = [
+        (number, match) for number, line in enumerate(lines) if (match := re.match(r"\| `([\w-]+)`, error \|", line))
+    ]
+    assert len(named) >= 6
+    for number, match in named:
+        found = stored(match[1])
+        errors = [f"{100 - accuracy:.2f}" for accuracy in found["accuracy_by_glimpse_percent"]]
+        distances = [f"{distance:.1f}" for distance in found["distance_by_glimpse_pixels"]]
+        assert lines[number] == f"| `{match[1]}`, error | {' | '.join(errors)} |"
+        assert lines[number + 1] == f"| distance | {' | '.join(distances)} |"
+    rows = re.findall(r"\| `([\w-]+)` \| (\d+\.\d\d), (\d+\.\d\d), (\d+\.\d\d) \|", TEXT)
+    assert len(rows) == 3
+    for name, *quoted in rows:
+        accuracies = stored(name)["accuracy_by_glimpse_percent"]
+        assert quoted == [f"{100 - accuracies[number - 1]:.2f}" for number in (4, 6, 8)]
