@@ -39,8 +39,8 @@ UNITS = {
     "canvas": "canvas side in pixels",
     "digit": "side of the digit's image in pixels",
     "glimpses": "glimpses",
-    "position": "distance of the digit from the canvas's centre, in % of the farthest, at least",
-    "overlap": "share of the digit's image that clutter changes, in %, at least",
+    "position": "digit's distance from the centre, in % of the farthest, from",
+    "overlap": "share of the digit's image that clutter changes, in %, from",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from agents.full_image.config import NETWORKS, FullImageConfig
+from agents.probing import VALUES
 from agents.ram.config import RamConfig
 from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
@@ -177,3 +179,31 @@ def test_what_was_found_glimpse_by_glimpse_is_quoted_as_it_was_measured() -> Non
     for name, *quoted in rows:
         accuracies = stored(name)["accuracy_by_glimpse_percent"]
         assert quoted == [f"{100 - accuracies[number - 1]:.2f}" for number in (4, 6, 8)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "probes").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_probes_are_quoted_as_they_were_measured(path: Path) -> None:
+    task, _, by = path.stem.rpartition("-")
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    own = [point for point in points if point["policy"] == f"pretrained:{task}"]
+    assert {point["by"] for point in points} == {by}
+    assert [point["value"] for point in own] == list(VALUES[by])
+    wanted = [f"| {' | '.join(map(str, VALUES[by]))} |"]
+    for policy, name in ((f"pretrained:{task}", f"`pretrained:{task}`"), ("random", "random places, its network")):
+        found = [point for point in points if point["policy"] == policy]
+        errors = [f"{point['error_percent']:.2f}" if point["episodes"] else "none" for point in found]
+        wanted.append(f"| {name} | {' | '.join(errors)} |")
+    if by in ("position", "overlap"):
+        wanted.append(f"| scenes | {' | '.join(format(point['episodes'], ',') for point in own)} |")
+    assert all(text in TEXT for text in wanted)
+    documented = RunFolder(ROOT / "pretrained" / task).read_json("results.json")["test single"]
+    trained = [point["errors"] for point in own if (by, point["value"]) in CHANGES_NOTHING[task]]
+    assert trained == [documented["errors"]] * len(trained)
+    if by in ("position", "overlap"):
+        assert sum(point.get("errors", 0) for point in own) == documented["errors"]
+
+
+CHANGES_NOTHING = {
+    "cluttered-60": (("clutter", 4), ("canvas", 60), ("digit", 28), ("glimpses", 8)),
+    "cluttered-100": (("clutter", 4), ("canvas", 100), ("digit", 28), ("glimpses", 8)),
+}
