@@ -164,7 +164,7 @@ def training(options: Options) -> None:
             variants = ("", "bfloat16 graph") if on_gpu else ("", "bfloat16")
             cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in variants]
             if not on_gpu:
-                plain = ("tensor bounds", "python bounds")
+                plain = ("as published", "quicker")
                 cases += [Case("training.plain", task, PEER_BATCH, threads, device, variant) for variant in plain]
     _run("training", options, lambda plan: run_cases("training", cases, plan), notes)
 

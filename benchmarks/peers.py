@@ -7,6 +7,7 @@ STAND-INS: our own code that does the work the way public PyTorch code for Recur
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -149,8 +150,8 @@ def crops(case: Case, plan: Plan) -> dict[str, Any]:
     """Glimpses a second of `crop_loop`; variant "tensor bounds" or "python bounds"."""
     config = case.config(plan)
     data = load_dataset(config.dataset, config.split, config.data_root)
-    dataset = SceneDataset(data.images, data.labels, config)
-    canvases = torch.stack([dataset[i % len(dataset)][0] for i in range(case.batch)]).to(case.device)
+    images = ArrayDataset(data.images, data.labels)
+    canvases = compose([images[i % len(images)] for i in range(case.batch)], config, as_lists=True)[0].to(case.device)
     where = [torch.tensor(a["location"], device=case.device) for a in draw_actions(case.batch, config.num_glimpses, 2)]
 
     def play() -> None:
@@ -160,41 +161,77 @@ def crops(case: Case, plan: Plan) -> dict[str, Any]:
     return measure(play, case.batch * len(where), "glimpses", plan.settings, synchronizer(case.device))
 
 
-class SceneDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Scenes made one at a time as they are asked for, as datasets for torch's DataLoader usually are.
+class ArrayDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images that lie in memory as arrays: float32 (C, H, W) in [0, 1], and labels.
 
     Args:
         images: uint8 (M, C, H, W).
         labels: int64 (M,).
-        config: canvas and clutter. Composition "add".
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, config: GlimpseConfig) -> None:
-        self.images, self.labels, self.config = torch.tensor(images), labels.tolist(), config
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = torch.tensor(images), labels.tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """A fresh scene of an image, float32 (C, S, S) in [0, 1], and its label."""
-        size, piece = self.config.canvas_size, self.config.clutter_size
-        image = self.images[index].float() / 255
-        channels, height, width = image.shape
-        if size == height == width and not self.config.num_clutter:
-            return image, self.labels[index]
-        canvas = torch.zeros(channels, size, size)
-        for _ in range(self.config.num_clutter):
-            source = self.images[_random(len(self))]
-            top, left = _random(height - piece + 1), _random(width - piece + 1)
-            y, x = _random(size - piece + 1), _random(size - piece + 1)
-            canvas[:, y : y + piece, x : x + piece] += source[:, top : top + piece, left : left + piece].float() / 255
-        y, x = _random(size - height + 1), _random(size - width + 1)
+        return self.images[index].float() / 255, self.labels[index]
+
+
+class PictureDataset(ArrayDataset):
+    """The same as torchvision's datasets give them: each a PIL image, which `ToTensor` and `Normalize` work on."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        from torchvision import transforms
+
+        super().__init__(images, labels)
+        mean, std = images.mean() / 255, images.std() / 255
+        channels = images.shape[1]
+        normalize = transforms.Normalize([mean] * channels, [std] * channels)
+        self.transform = transforms.Compose([transforms.ToTensor(), normalize])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        picture = Image.fromarray(self.images[index].permute(1, 2, 0).squeeze(2).numpy())
+        return self.transform(picture), self.labels[index]
+
+
+def compose(batch: list[tuple[Tensor, int]], config: GlimpseConfig, *, as_lists: bool) -> tuple[Tensor, Tensor]:
+    """Fresh scenes of images, piece after piece, as code that collates for torch's DataLoader does. Composition "add".
+
+    Args:
+        batch: images, float32 (C, H, W), and their labels; clutter is cut from them too.
+        config: canvas and clutter.
+        as_lists: read the places from lists, which is quicker than from elements of tensors, the common way.
+
+    Returns:
+        float32 (N, C, S, S) and int64 (N,).
+    """
+    images, labels = zip(*batch, strict=True)
+    size, piece, pieces = config.canvas_size, config.clutter_size, config.num_clutter
+    channels, height, width = images[0].shape
+    if size == height == width and not pieces:
+        return torch.stack(images), torch.tensor(labels)
+    canvases = torch.zeros(len(images), channels, size, size)
+
+    def draw(*shape: int, bound: int) -> Any:
+        places = torch.randint(bound + 1, shape)
+        return places.tolist() if as_lists else places
+
+    cuts: Any = draw(len(images), pieces, 2, bound=min(height, width) - piece) if pieces else ()
+    into: Any = draw(len(images), pieces, 2, bound=size - piece) if pieces else ()
+    places = draw(len(images), 2, bound=size - max(height, width))
+    for number, image in enumerate(images):
+        canvas = canvases[number]
+        for each in range(pieces):
+            source = images[int(torch.randint(len(images), ()))]
+            (x, y), (column, row) = cuts[number][each], into[number][each]
+            canvas[:, row : row + piece, column : column + piece] += source[:, y : y + piece, x : x + piece]
+        x, y = places[number]
         canvas[:, y : y + height, x : x + width] += image
-        return canvas.clamp(max=1), self.labels[index]
-
-
-def _random(bound: int) -> int:
-    return int(torch.randint(bound, ()))
+    return canvases, torch.tensor(labels)
 
 
 class PlainModel(nn.Module):
@@ -233,17 +270,28 @@ class PlainTraining:
     """A plain training loop: DataLoader, batch 32, Adam, losses read back after each batch.
 
     Stands in for bentrevett/recurrent-attention-model (PyTorch, 2020), whose sizes and settings it has.
+
+    Args:
+        config: the scenes and the sensor.
+        device: PyTorch device.
+        batch: scenes in an update.
+        is_quick: False does as that repository does, which reads pictures with torchvision and places and crops at
+            elements of tensors; True spares all that.
     """
 
-    def __init__(self, config: GlimpseConfig, device: str, batch: int, python_bounds: bool) -> None:
+    def __init__(self, config: GlimpseConfig, device: str, batch: int, is_quick: bool) -> None:
         data = load_dataset(config.dataset, config.split, config.data_root)
         torch.manual_seed(0)
         self.device = device
         self.loader = torch.utils.data.DataLoader(
-            SceneDataset(data.images, data.labels, config), batch_size=batch, shuffle=True, drop_last=True
+            (ArrayDataset if is_quick else PictureDataset)(data.images, data.labels),
+            batch_size=batch,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=partial(compose, config=config, as_lists=is_quick),
         )
         self.batches = iter(self.loader)
-        self.model = PlainModel(config, data.images.shape[1], data.num_classes, 0.17, python_bounds).to(device)
+        self.model = PlainModel(config, data.images.shape[1], data.num_classes, 0.17, is_quick).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4)
 
     def update(self) -> tuple[float, ...]:

@@ -133,12 +133,11 @@ def aims(results: dict[str, dict[str, Any]]) -> Table:
         for task in _split(rows, "task"):
             # The stand-in is compared with the agent at the same place, device and threads.
             for native in (row for row in rows if row["measure"] == "training.native" and row["task"] == task):
-                for variant in ("tensor bounds", "python bounds"):
-                    plain = _find(rows, native, measure="training.plain", variant=variant, batch=None)
-                    name = f"native {native['variant']}".strip()
-                    title = f"training {task}, {place(native)}: {name} / plain ({variant})"
-                    if plain is not None or native["device"] == "cpu":
-                        body.append(_ratio(title, native, plain, 10))
+                plain = _find(rows, native, measure="training.plain", variant="as published", batch=None)
+                name = f"native {native['variant']}".strip()
+                title = f"training {task}, {place(native)}: {name} / plain (as published)"
+                if plain is not None or native["device"] == "cpu":
+                    body.append(_ratio(title, native, plain, 10))
         body += _gpu_aim(rows, results["training"], "training.native", ("cluttered-60",), "images", 500_000)
     if "memory" in results:
         rows = results["memory"]["rows"]
