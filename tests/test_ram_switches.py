@@ -76,29 +76,43 @@ def test_batched_backpropagation_changes_nothing_beyond_rounding(fields: dict, i
 
 
 @pytest.mark.parametrize("core", ["rnn", "lstm"])
-@pytest.mark.parametrize("reads", ["all", "last", "before"])
-def test_batched_gradients_are_those_of_autograd(core: str, reads: str) -> None:
-    """Of a function of the states that no loss is: the relative error of each weight's gradient."""
+@pytest.mark.parametrize("reads", ["all", "last", "before", "location_means"])
+@pytest.mark.parametrize("locator", [0, 128])
+@pytest.mark.parametrize("into_core", [False, True])
+def test_batched_gradients_are_those_of_autograd(core: str, reads: str, locator: int, into_core: bool) -> None:
+    """Of a function of the outputs that no loss is: the relative error of each weight's gradient."""
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     for precision, backpropagation in (("float32", "autograd"), ("float32", "batched"), ("bfloat16", "batched")):
-        config = RamConfig(core=core, precision=precision, backpropagation=backpropagation)  # type: ignore[arg-type]
+        config = RamConfig(
+            core=core,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+            backpropagation=backpropagation,  # type: ignore[arg-type]
+            locator_hidden_size=locator,
+            locator_gradient_into_core=into_core,
+        )
         torch.manual_seed(0)
         model = RecurrentAttentionModel(64, 10, config)
         body = unroll(model, 40, 5)
-        for _ in range(5):
+        located = []
+        for step in range(5):
             seen = body.look({"glimpse": torch.rand(40, 1, 8, 8), "location": torch.rand(40, 2) * 2 - 1})
-        before, last = body.hidden()  # (T - 1, N, hidden_size), (N, hidden_size)
-        assert before.shape == (4, 40, 256)
-        assert torch.equal(last, seen.float())
+            if step < 4:
+                located.append(body.locate())
+        outputs = body.outputs()
+        assert outputs.before.shape == (4, 40, 256)
+        assert torch.equal(outputs.last, seen.float())
+        torch.testing.assert_close(outputs.location_means, torch.stack(located), rtol=1e-6, atol=1e-6)
         assert not seen.requires_grad
-        of_before, of_last = (before * torch.randn(before.shape)).sum(), (last * torch.randn(last.shape)).sum()
-        {"all": of_before + of_last, "last": of_last, "before": of_before}[reads].backward()
-        parts = (model.glimpse_network, model.core)
-        found = {name: p.grad for part in parts for name, p in part.named_parameters() if p.grad is not None}
-        gradients[f"{precision} {backpropagation}"] = found
+        assert not any(mean.requires_grad for mean in located)
+        read = outputs if reads == "all" else [getattr(outputs, reads)]
+        sum((output * torch.randn(output.shape)).sum() for output in read).backward()  # type: ignore[union-attr]
+        parts = (model.glimpse_network, model.core, model.locator)
+        found = {f"{i} {n}": p.grad for i, part in enumerate(parts) for n, p in part.named_parameters()}
+        gradients[f"{precision} {backpropagation}"] = {k: g for k, g in found.items() if g is not None and g.any()}
     expected = gradients.pop("float32 autograd")
-    assert len(expected) == 10
-    for kind, most in (("float32 batched", 1e-5), ("bfloat16 batched", 0.1)):
+    of_locator = 2 * (1 + bool(locator)) if reads in ("all", "location_means") else 0
+    assert len(expected) == of_locator + (0 if reads == "location_means" and not into_core else 10)
+    for kind, most in (("float32 batched", 1e-5), ("bfloat16 batched", 0.15)):
         assert gradients[kind].keys() == expected.keys()
         for name, gradient in gradients[kind].items():
             assert (gradient - expected[name]).norm() < most * expected[name].norm(), (kind, name)

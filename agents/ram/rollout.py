@@ -59,11 +59,9 @@ def play(
     locations = []
     observation, _ = env.reset(options=options)
     for num_taken in range(1, num_glimpses):
-        hidden = body.look(observation)
+        body.look(observation)
         if locator is None:
-            with torch.no_grad():
-                mean = model.locate(hidden)  # (N, 2)
-            location = mean + std * ranks.draw(torch.randn, num_envs, generator, env.device)
+            location = body.locate() + std * ranks.draw(torch.randn, num_envs, generator, env.device)
         else:
             location = locator(observation, num_taken)
         # Training that diverged is told by its losses, not by the environment, which takes no NaN.
@@ -71,7 +69,7 @@ def play(
         observation, _, _, _, _ = env.step({"location": looked_at, "label": no_label})
         locations.append(location)
     body.look(observation)
-    before, last = body.hidden()  # (T - 1, N, hidden_size), (N, hidden_size)
+    before, last, means = body.outputs()  # (T - 1, N, hidden_size), (N, hidden_size), (T - 1, N, 2)
     logits = model.classify(last)
     _, reward, _, _, info = env.step({"location": observation["location"], "label": logits.detach().argmax(-1)})
     early_logits = model.classify(before if model.config.needs_early_answers else before[:0])
@@ -79,7 +77,7 @@ def play(
         logits=logits,
         labels=info["label"],
         rewards=reward,
-        location_means=model.locate(before).transpose(0, 1),
+        location_means=means.transpose(0, 1),
         locations=torch.stack(locations, 1) if locations else reward.new_zeros(num_envs, 0, 2),
         baselines=model.estimate(before).transpose(0, 1),
         early_logits=early_logits.transpose(0, 1),

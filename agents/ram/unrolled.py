@@ -1,20 +1,31 @@
-"""Unrolled: a rollout's way through the glimpse network and the core, and its gradient in few large products.
+"""Unrolled: a rollout's way through glimpse network, core and location network, its gradient in few large products.
 
 Autograd walks back glimpse by glimpse, with a small matrix product for each weight at each glimpse. Only the core's
 state needs that order. The gradients of all weights, and everything in the glimpse network, can wait until the core is
 done and then be made for all glimpses at once, which is what this does: backpropagation through time, written out.
 
-Differs: from autograd through `RecurrentAttentionModel.look` in rounding alone.
+Differs: from autograd through `RecurrentAttentionModel.look` and `locate` in rounding alone.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from agents.ram.network import RecurrentAttentionModel
+
+
+class Outputs(NamedTuple):
+    """What a rollout of T glimpses gave, float32, as a function of the weights."""
+
+    before: Tensor
+    """The core's states after all glimpses but the last, (T - 1, N, size)."""
+    last: Tensor
+    """Its state after the last glimpse, (N, size)."""
+    location_means: Tensor
+    """Where the location network would look next after each of the former, (T - 1, N, 2)."""
 
 
 class Recorded:
@@ -36,10 +47,15 @@ class Recorded:
         self.states.append(self.state[0])
         return self.state[0].detach()
 
-    def hidden(self) -> tuple[Tensor, Tensor]:
-        """The core's states as a function of the weights: see `Unrolled.hidden`."""
+    @torch.no_grad()
+    def locate(self) -> Tensor:
+        """Mean of the next location, float32 (N, 2), without gradient."""
+        return self.model.locate(self.state[0])
+
+    def outputs(self) -> Outputs:
+        """What the losses read."""
         states = torch.stack(self.states)
-        return states[:-1], states[-1]
+        return Outputs(states[:-1], states[-1], self.model.locate(states[:-1]))
 
 
 class Unrolled:
@@ -55,19 +71,24 @@ class Unrolled:
 
     def __init__(self, model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int) -> None:
         encoder, core = model.glimpse_network, model.core
+        self.model = model
         self.is_lstm = model.config.core == "lstm"
         layers = (encoder.what, encoder.where, encoder.combine)
         self.parameters = [
             *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
             *(core.get_parameter(name) for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")),
+            *model.locator.parameters(),
         ]
         dtype = torch.bfloat16 if model.config.precision == "bfloat16" else torch.float32
         weights = [parameter.detach().to(dtype) for parameter in self.parameters]
         self.what, self.what_bias, _, _, self.combine, self.combine_bias = weights[:6]
-        self.core_in, _, self.core, _ = weights[6:]
+        self.core_in, _, self.core, _ = weights[6:10]
         self.core_all = torch.cat((self.core_in, self.core), 1)  # one product for what is seen and what is remembered
         self.core_bias = (self.parameters[7] + self.parameters[9]).detach().to(dtype)
         self.where, self.where_bias = encoder.where.weight.detach(), encoder.where.bias.detach()
+        # The location network: weight and bias of its hidden layer, if it has one, and of what gives the mean.
+        self.locator_layer = weights[10:-2]
+        self.to_mean, self.to_mean_bias = (parameter.detach() for parameter in self.parameters[-2:])
 
         def kept(steps: int, width: int, of: torch.dtype = dtype) -> Tensor:
             return self.what.new_empty(steps, num_episodes, width, dtype=of)
@@ -84,7 +105,10 @@ class Unrolled:
             self.gates = kept(num_glimpses, 4 * size)  # input, forget, new, output
             self.cells = kept(num_glimpses + 1, size, torch.float32)
             self.cells[0] = 0
-        self.num_taken = 0
+        self.location_means = kept(num_glimpses - 1, 2, torch.float32)
+        if self.locator_layer:
+            self.location_hidden = kept(num_glimpses - 1, self.locator_layer[0].shape[0])
+        self.num_taken = self.num_located = 0
 
     @torch.no_grad()
     def look(self, observation: dict[str, Any]) -> Tensor:
@@ -111,16 +135,29 @@ class Unrolled:
             into.relu_()
         return state
 
-    def hidden(self) -> tuple[Tensor, Tensor]:
-        """The core's states as a function of the weights.
+    @torch.no_grad()
+    def locate(self) -> Tensor:
+        """Mean of the next location, float32 (N, 2), without gradient."""
+        step, seen = self.num_located, self.states[self.num_taken]
+        self.num_located += 1
+        mean = self.location_means[step]
+        if not self.locator_layer:
+            return torch.addmm(self.to_mean_bias, seen.float(), self.to_mean.t(), out=mean)
+        hidden = self.location_hidden[step]
+        weight, bias = self.locator_layer
+        torch.addmm(bias, seen, weight.t(), out=hidden).relu_()
+        return torch.addmm(self.to_mean_bias, hidden.float(), self.to_mean.t(), out=mean).tanh_()
 
-        Returns:
-            Those after all glimpses but the last, float32 (T - 1, N, size), and that after the last, (N, size).
-        """
-        return cast(tuple[Tensor, Tensor], _Hidden.apply(self, *self.parameters))
+    def outputs(self) -> Outputs:
+        """What the losses read; the means are those of `locate`, where it was asked after each glimpse but the last."""
+        before, last, means = cast(tuple[Tensor, Tensor, Tensor], _Outputs.apply(self, *self.parameters))
+        return Outputs(before, last, means if self.num_located else self.model.locate(before))
 
-    def gradients(self, of_before: Tensor | None, of_last: Tensor) -> list[Tensor]:
-        """The gradients of the weights, float32, from those of `hidden()`; None is zero."""
+    def gradients(self, of_before: Tensor | None, of_last: Tensor, of_means: Tensor | None) -> list[Tensor | None]:
+        """The gradients of the weights, float32, from those of `outputs()`; None is zero."""
+        locator, into_before = self._through_locator(of_means)
+        if into_before is not None:
+            of_before = into_before if of_before is None else of_before + into_before
         into_core = self._through_lstm(of_before, of_last) if self.is_lstm else self._through_rnn(of_before, of_last)
         into_core = into_core.flatten(0, 1)  # (T * N, size or 4 * size), of what the core's activation is applied to
         core_inputs = self.core_inputs[:-1].flatten(0, 1)
@@ -140,7 +177,27 @@ class Unrolled:
             _product(into_encoded, what_where),
             into_encoded.sum(0, dtype=torch.float32),
             *(core_in, core_bias, core, core_bias),
+            *locator,
         ]
+
+    def _through_locator(self, of_means: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
+        """The gradients of the location network's weights, and of the core's states before it."""
+        if of_means is None or not self.num_located:
+            return [None] * (len(self.locator_layer) + 2), None
+        seen = self.states[1:-1].flatten(0, 1)
+        into_core = self.model.config.locator_gradient_into_core
+        if not self.locator_layer:
+            into = of_means.flatten(0, 1)
+            found: list[Tensor | None] = [into.t() @ seen.float(), into.sum(0)]
+            into_before = into @ self.to_mean if into_core else None
+        else:
+            into = (of_means * (1 - self.location_means * self.location_means)).flatten(0, 1)
+            hidden = self.location_hidden.flatten(0, 1)
+            into_hidden = torch.ops.aten.threshold_backward((into @ self.to_mean).to(hidden.dtype), hidden, 0)
+            found = [_product(into_hidden, seen), into_hidden.sum(0, dtype=torch.float32)]
+            found += [into.t() @ hidden.float(), into.sum(0)]
+            into_before = into_hidden @ self.locator_layer[0] if into_core else None
+        return found, None if into_before is None else into_before.float().unflatten(0, (self.num_located, -1))
 
     def _through_rnn(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
         """The gradient of what each ReLU of the core is applied to, (T, N, size)."""
@@ -186,20 +243,23 @@ def _product(outputs: Tensor, inputs: Tensor) -> Tensor:
     return (outputs.t() @ inputs).float()
 
 
-class _Hidden(torch.autograd.Function):
+class _Outputs(torch.autograd.Function):
     """Ties what `Unrolled` computed to autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, unrolled: Unrolled, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, unrolled: Unrolled, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         del parameters
         ctx.unrolled = unrolled
         ctx.set_materialize_grads(False)
         states = unrolled.states
-        return states[1:-1].to(torch.float32, copy=True), states[-1].to(torch.float32, copy=True)
+        before, last = states[1:-1].to(torch.float32, copy=True), states[-1].to(torch.float32, copy=True)
+        return before, last, unrolled.location_means.clone()
 
     @staticmethod
-    def backward(ctx: Any, of_before: Tensor | None, of_last: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, of_before: Tensor | None, of_last: Tensor | None, of_means: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         unrolled: Unrolled = ctx.unrolled
         if of_last is None:
             of_last = unrolled.where.new_zeros(unrolled.states.shape[1:])
-        return (None, *unrolled.gradients(of_before, of_last))
+        return (None, *unrolled.gradients(of_before, of_last, of_means))
