@@ -115,6 +115,13 @@ def test_ablations_are_quoted_as_they_were_measured(path: Path) -> None:
     section = TEXT.partition(f"## What helps, on {config.task}")[2].partition("\n## ")[0]
     (line,) = (line for line in section.splitlines() if line.startswith(f"| `{path.name}` |"))
     assert line.endswith(f"| {config.epochs} | {best:.2f} |")
+    found = folder.read_json("results.json", {})
+    if "test single" in found:
+        test = found["test single"]
+        low, high = test["interval_percent"]
+        assert f"`{path.name}` {test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in section
+    if "validation single" in found:
+        assert found["validation single"]["error_percent"] == best
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
