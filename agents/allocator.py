@@ -7,7 +7,7 @@ import os
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names of what mallopt(3) sets, from malloc.h
-_NEVER = 2**31 - 1
+_NEVER, _MOST_OF_OLD = 2**31 - 1, 2**25
 
 
 @cache
@@ -16,12 +16,15 @@ def keep_freed_memory() -> bool:
 
     An update frees and takes arrays of the same few megabytes again and again. glibc hands them back to the system and
     gets them anew, page by page and zeroed, which takes about a tenth of an update's time. A setting of the user's
-    (MALLOC_...) is left alone.
+    (MALLOC_... or GLIBC_TUNABLES) is left alone. The process's memory does not shrink from then on.
 
     Returns:
-        Whether it was set: False where there is no glibc, or the user has settings.
+        Whether it was set: False where the C library has no such setting or refuses it, or the user has settings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    if mallopt is None or is_set or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _NEVER) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    # Some versions take no more than 32 MiB.
+    is_kept = mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, _MOST_OF_OLD)
+    return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and is_kept)

@@ -67,9 +67,12 @@ def parse_training(
     Raises:
         SystemExit: 2 for wrong arguments, 0 after --help.
         RunError: --resume or --like names no run of this agent.
+        ValueError: both are given.
     """
     prog, name = f"python -m agents train {agent}", name or agent
     is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
+    if is_resumed and any(argument.partition("=")[0] == "--like" for argument in arguments):
+        raise ValueError("--resume goes on with a run and --like begins another: give one of them")
     if is_resumed:
         options = tyro.cli(resume, args=arguments, prog=prog)
         folder = RunFolder(options.resume)
@@ -87,7 +90,7 @@ def parse_training(
         else:
             like = find_run(found.like)
             like.read_config(agent)
-            defaults = read_config(like)
+            defaults = dataclasses.replace(read_config(like), data_root=None)  # a folder of where it was trained
         options = tyro.cli(
             begin,
             args=arguments,

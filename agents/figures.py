@@ -97,7 +97,8 @@ def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
         raise ValueError("runs must name run folders or pretrained:NAME, got none")
     if len(set(paths)) < len(paths):
         raise ValueError(f"runs must be named once each, got {', '.join(str(folder.path) for folder in folders)}")
-    depth, names = 0, [""]
+    depth = 0
+    names: list[str] = []
     while len(set(names)) < len(paths):
         depth += 1
         names = ["-".join(path.parts[1:][-depth:]) for path in paths]

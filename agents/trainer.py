@@ -81,6 +81,8 @@ class Trainer(ABC):
         self.config, self.folder, self.ranks = config, folder, ranks
         device = ranks.device(config.device)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")
+        # First, since it refuses a device that cannot be used.
+        self.validation_env = make_env(config.environment().replace(split="validation"), device)
         images = load_dataset(setting.dataset, setting.split, setting.data_root).images
         self.num_images = len(images)
         copies = (
@@ -89,7 +91,6 @@ class Trainer(ABC):
             else None
         )
         self.env = make_env(setting, device, self.num_scenes * rollouts, copies)
-        self.validation_env = make_env(config.environment().replace(split="validation"), device)
         self.updates_per_epoch = self.num_images // config.batch_size
         if not self.updates_per_epoch:
             raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")

@@ -124,7 +124,7 @@ def crop_loop(canvases: Tensor, locations: Tensor, config: GlimpseConfig, *, pyt
     """Glimpses by cropping image after image and pooling: what `take_glimpses` gives, up to rounding.
 
     Args:
-        canvases: float32 (N, C, S, S) in [0, 1].
+        canvases: float32 (N, C, S, S); zeros lie around them.
         locations: float32 (N, 2) in [-1, 1].
         config: the sensor.
         python_bounds: crop at Python's integers, which is quicker than at elements of tensors, the common way.
@@ -199,7 +199,7 @@ class PictureDataset(ArrayDataset):
 
 
 def compose(batch: list[tuple[Tensor, int]], config: GlimpseConfig, *, as_lists: bool) -> tuple[Tensor, Tensor]:
-    """Fresh scenes of images, piece after piece, as code that collates for torch's DataLoader does. Composition "add".
+    """Fresh scenes of images, piece after piece, as code that collates for torch's DataLoader does: sums, not clipped.
 
     Args:
         batch: images, float32 (C, H, W), and their labels; clutter is cut from them too.

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="NEEDS
 
 
 def page_faults(*arguments: str, **settings: str) -> tuple[str, int]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | settings
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+    } | settings
     command = [sys.executable, "-c", COUNT_FAULTS, *arguments]
     answer, faults = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
     return answer, int(faults)
@@ -40,7 +42,12 @@ def test_kept_memory_is_not_fetched_again() -> None:
     assert faults < ROUNDS < page_faults(MALLOC_MMAP_THRESHOLD_="1000000")[1]
 
 
-def test_a_setting_of_the_users_stays() -> None:
-    answer, faults = page_faults("keep", MALLOC_MMAP_THRESHOLD_="1000000")
+@pytest.mark.parametrize(
+    "setting",
+    [{"MALLOC_MMAP_THRESHOLD_": "1000000"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"}],
+    ids=["variable", "tunable"],
+)
+def test_a_setting_of_the_users_stays(setting: dict[str, str]) -> None:
+    answer, faults = page_faults("keep", **setting)
     assert answer == "False"
     assert faults > ROUNDS

@@ -166,6 +166,9 @@ def test_a_run_is_made_again_like_another(run: Path, tmp_path: Path, capsys: Any
     other = trained("other", "--seed", "1", "--like", str(again.path), "--hidden-size", "8")
     assert other.read_config("ram") == {**first.read_config("ram"), "seed": 1, "hidden_size": 8}
     out = ["--out", str(tmp_path / "none")]
+    assert "give one of them" in refusal(capsys, "train", "ram", "--like", str(run), "--resume", str(run))
+    copies = ["--like", str(run), "--distorted-copies", "1", "--device", "warp"]
+    assert "'warp' cannot be used here" in refusal(capsys, "train", "ram", *copies, *out)
     assert "holds no run" in refusal(capsys, "train", "ram", "--like", str(tmp_path), *out)
     assert "ram" in refusal(capsys, "train", "cnn", "--like", str(run), *out)
     assert "pretrained:mnist-28" in refusal(capsys, "train", "ram", "--like", "pretrained:none", *out)

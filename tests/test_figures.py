@@ -126,6 +126,7 @@ def test_runs_get_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
         folders[-1].create("ram", RamConfig().to_dict())
     assert list(name_runs(folders[1:])) == ["a", "b"]
     assert list(name_runs(folders)) == ["x-a", "y-a", "y-b"]
+    assert list(name_runs(folders[:1])) == ["a"]
     with pytest.raises(ValueError, match="named once each"):
         name_runs([folders[0], folders[0]])
     with pytest.raises(RunError, match="holds no run"):
