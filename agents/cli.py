@@ -21,10 +21,11 @@ from agents.probing import probe_runs
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.rollout import read_ram_config
-from agents.ram.trainer import Progress, train
+from agents.ram.trainer import train
 from agents.ranks import join_ranks
 from agents.runs import PRETRAINED, RunFolder, find_run, publish
 from agents.summary import summarise
+from agents.training import Progress
 from ram_gym import save_gif
 
 

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from agents.runs import RunFolder, find_run
-from agents.trainer import TrainResult
+from agents.training import TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +70,19 @@ def parse_training(
         ValueError: both are given.
     """
     prog, name = f"python -m agents train {agent}", name or agent
-    is_resumed = any(argument.partition("=")[0] == "--resume" for argument in arguments)
-    if is_resumed and any(argument.partition("=")[0] == "--like" for argument in arguments):
+    given = {argument.partition("=")[0] for argument in arguments}
+    is_resumed = "--resume" in given
+
+    def stored(folder: RunFolder) -> Any:
+        folder.read_config(agent)  # refuses another agent's
+        return read_config(folder)
+
+    if {"--resume", "--like"} <= given:
         raise ValueError("--resume goes on with a run and --like begins another: give one of them")
     if is_resumed:
         options = tyro.cli(resume, args=arguments, prog=prog)
         folder = RunFolder(options.resume)
-        folder.read_config(agent)
-        config = read_config(folder)
+        config = stored(folder)
         config = dataclasses.replace(config, data_root=options.data_root or config.data_root)
     else:
         # --like, or else --task, decides what the other options default to, wherever it stands.
@@ -88,9 +93,7 @@ def parse_training(
         if found.like is None:
             defaults = preset(found.task)
         else:
-            like = find_run(found.like)
-            like.read_config(agent)
-            defaults = dataclasses.replace(read_config(like), data_root=None)  # a folder of where it was trained
+            defaults = dataclasses.replace(stored(find_run(found.like)), data_root=None)  # that was another machine's
         options = tyro.cli(
             begin,
             args=arguments,

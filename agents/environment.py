@@ -10,6 +10,18 @@ from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
 EVALUATION_LANES = 1000
 
 
+def check_device(device: str) -> None:
+    """Refuses a device that PyTorch cannot use here.
+
+    Raises:
+        ValueError: it cannot be used; the message says why.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
 def make_env(
     setting: GlimpseConfig, device: str, num_envs: int | None = None, images: np.ndarray | None = None
 ) -> GlimpseVectorEnv:
@@ -24,10 +36,7 @@ def make_env(
     Raises:
         ValueError: the device cannot be used.
     """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    check_device(device)
     data = load_dataset(setting.dataset, setting.split, setting.data_root)
     return GlimpseVectorEnv(
         min(len(data.images), EVALUATION_LANES) if num_envs is None else num_envs,

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, Plan, SkippedError
@@ -192,8 +193,6 @@ class PictureDataset(ArrayDataset):
         self.transform = transforms.Compose([transforms.ToTensor(), normalize])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
         picture = Image.fromarray(self.images[index].permute(1, 2, 0).squeeze(2).numpy())
         return self.transform(picture), self.labels[index]
 

@@ -1,4 +1,7 @@
-"""Evaluation: the Policy protocol, and the only definition of a policy's accuracy and error."""
+"""Evaluation: the Policy protocol, and the only definition of a policy's accuracy and error.
+
+Longer than other files here: playing, its record and what may be asked of that record are one contract.
+"""
 
 from __future__ import annotations
 

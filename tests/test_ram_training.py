@@ -15,9 +15,10 @@ from agents.ram.config import PRESETS, RamConfig, location_std, preset
 from agents.ram.losses import rollout_losses, total_loss
 from agents.ram.policy import RamPolicy
 from agents.ram.rollout import load_model, make_model, play
-from agents.ram.trainer import Progress, Trainer, train
+from agents.ram.trainer import Trainer, train
 from agents.runs import RunError, RunFolder
 from agents.scripted import make_locator, scan_path
+from agents.training import Progress
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate
 
 TINY = {

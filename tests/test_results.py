@@ -122,6 +122,9 @@ def test_ablations_are_quoted_as_they_were_measured(path: Path) -> None:
         assert f"`{path.name}` {test['error_percent']:.2f} ({low:.2f} to {high:.2f})" in section
     if "validation single" in found:
         assert found["validation single"]["error_percent"] == best
+        distances = found["validation single"]["distance_by_glimpse_pixels"]
+        if line.count("|") == 6:  # the table has them
+            assert f"| {distances[1]:.1f}, {distances[-1]:.1f} |" in line
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -202,6 +205,9 @@ def test_probes_are_quoted_as_they_were_measured(path: Path) -> None:
         wanted.append(f"| {name} | {' | '.join(errors)} |")
     if by in ("position", "overlap"):
         wanted.append(f"| scenes | {' | '.join(format(point['episodes'], ',') for point in own)} |")
+    if by in ("clutter", "canvas"):
+        distances = [f"{point['distance_by_glimpse_pixels'][-1]:.1f}" for point in own]
+        wanted.append(f"| its last glimpse's distance | {' | '.join(distances)} |")
     assert all(text in TEXT for text in wanted)
     documented = RunFolder(ROOT / "pretrained" / task).read_json("results.json")["test single"]
     trained = [point["errors"] for point in own if (by, point["value"]) in CHANGES_NOTHING[task]]

@@ -1,4 +1,7 @@
-"""PPO with and without recurrence: what they learn from, what they write, and how they are taken up again."""
+"""PPO with and without recurrence: what they learn from, what they write, and how they are taken up again.
+
+Longer than other files here: both algorithms go through the same few helpers.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""GlimpseVectorEnv keeps its contract, in each autoreset mode; in one file, like the class."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -12,7 +12,7 @@ from agents.full_image.config import FullImageConfig, Network, preset
 from agents.full_image.playing import read_config
 from agents.full_image.training import train
 from agents.progress import format_training, show_progress
-from agents.trainer import Progress
+from agents.training import Progress
 
 _NAMES = {"cnn": "convolutional network", "mlp": "fully connected network"}
 

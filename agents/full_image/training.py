@@ -15,7 +15,7 @@ from agents.full_image.network import make_model
 from agents.full_image.playing import FullImagePolicy, pixels
 from agents.ranks import ALONE
 from agents.runs import RunFolder
-from agents.trainer import Progress, TrainResult, run_training
+from agents.training import Progress, TrainResult, run_training
 
 
 class Trainer(trainer.Trainer):
@@ -64,7 +64,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a network on whole canvases; see `agents.trainer.run_training`.
+    """Trains a network on whole canvases; see `agents.training.run_training`.
 
     Raises:
         RunError: the folder holds a run already, or, resuming, none that fits.

@@ -75,7 +75,8 @@ class RamConfig(TrainConfig):
     """How gradients go back through the core and the glimpse network: written out, with one product a weight for all
     glimpses, or by autograd, glimpse by glimpse. Changes no number beyond rounding."""
     compile: bool = False
-    """Let torch.compile fuse the network's parts and the losses; changes no number beyond rounding."""
+    """Let torch.compile fuse what autograd goes through: the losses and heads, and with --backpropagation autograd the
+    whole network. Changes no number beyond rounding."""
     cuda_graph: bool = False
     """Record the rollout-and-update step as one CUDA graph and replay it; changes no number beyond rounding. Needs
     device "cuda"; several processes train without it."""

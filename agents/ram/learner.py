@@ -16,8 +16,8 @@ from agents.ranks import ALONE, Ranks
 from agents.scripted import ScriptedLocator
 from ram_gym import GlimpseVectorEnv
 
-COMPILED = ("look", "locate", "classify", "estimate")
-"""The parts of the network that `RamConfig.compile` compiles; the losses are the other one."""
+HEADS, BODY = ("classify", "estimate"), ("look", "locate")
+"""Parts of the network that `RamConfig.compile` compiles beside the losses; the body if autograd goes through it."""
 
 
 class Learner(nn.Module):
@@ -49,7 +49,7 @@ class Learner(nn.Module):
         self.rollout_losses = rollout_losses
         if config.compile:
             model = copy.copy(model)  # the same parameters; validation, whose batches differ, keeps the plain methods
-            for name in COMPILED:
+            for name in HEADS + (BODY if config.backpropagation == "autograd" else ()):
                 setattr(model, name, torch.compile(getattr(model, name), fullgraph=True))
             self.rollout_losses = torch.compile(rollout_losses, fullgraph=True)
         self.model = model

@@ -27,7 +27,7 @@ from agents.ram.rollout import AGENT, make_model, make_policy
 from agents.ranks import ALONE, Ranks
 from agents.runs import RunFolder
 from agents.scripted import make_locator
-from agents.trainer import Progress, TrainResult, run_training
+from agents.training import Progress, TrainResult, run_training
 
 
 class Trainer(trainer.Trainer):

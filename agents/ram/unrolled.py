@@ -41,11 +41,10 @@ class Recorded:
         self.state = model.initial_state(num_episodes)
         self.states: list[Tensor] = []
 
-    def look(self, observation: dict[str, Any]) -> Tensor:
-        """The core's state after one more glimpse, float32 (N, size), without gradient."""
+    def look(self, observation: dict[str, Any]) -> None:
+        """Takes one more glimpse."""
         self.state = self.model.look(observation, self.state)
         self.states.append(self.state[0])
-        return self.state[0].detach()
 
     @torch.no_grad()
     def locate(self) -> Tensor:
@@ -108,11 +107,11 @@ class Unrolled:
         self.location_means = kept(num_glimpses - 1, 2, torch.float32)
         if self.locator_layer:
             self.location_hidden = kept(num_glimpses - 1, self.locator_layer[0].shape[0])
-        self.num_taken = self.num_located = 0
+        self.num_taken, self.has_located = 0, False
 
     @torch.no_grad()
-    def look(self, observation: dict[str, Any]) -> Tensor:
-        """The core's state after one more glimpse, (N, size) in the network's precision, without gradient."""
+    def look(self, observation: dict[str, Any]) -> None:
+        """Takes one more glimpse."""
         step = self.num_taken
         self.num_taken += 1
         self.glimpses[step] = observation["glimpse"].flatten(1)
@@ -133,13 +132,11 @@ class Unrolled:
             state.copy_(output * cell.tanh())
         else:
             into.relu_()
-        return state
 
     @torch.no_grad()
     def locate(self) -> Tensor:
         """Mean of the next location, float32 (N, 2), without gradient."""
-        step, seen = self.num_located, self.states[self.num_taken]
-        self.num_located += 1
+        step, seen, self.has_located = self.num_taken - 1, self.states[self.num_taken], True
         mean = self.location_means[step]
         if not self.locator_layer:
             return torch.addmm(self.to_mean_bias, seen.float(), self.to_mean.t(), out=mean)
@@ -151,7 +148,7 @@ class Unrolled:
     def outputs(self) -> Outputs:
         """What the losses read; the means are those of `locate`, where it was asked after each glimpse but the last."""
         before, last, means = cast(tuple[Tensor, Tensor, Tensor], _Outputs.apply(self, *self.parameters))
-        return Outputs(before, last, means if self.num_located else self.model.locate(before))
+        return Outputs(before, last, means if self.has_located else self.model.locate(before))
 
     def gradients(self, of_before: Tensor | None, of_last: Tensor, of_means: Tensor | None) -> list[Tensor | None]:
         """The gradients of the weights, float32, from those of `outputs()`; None is zero."""
@@ -182,7 +179,7 @@ class Unrolled:
 
     def _through_locator(self, of_means: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
         """The gradients of the location network's weights, and of the core's states before it."""
-        if of_means is None or not self.num_located:
+        if of_means is None or not self.has_located:
             return [None] * (len(self.locator_layer) + 2), None
         seen = self.states[1:-1].flatten(0, 1)
         into_core = self.model.config.locator_gradient_into_core
@@ -197,7 +194,7 @@ class Unrolled:
             found = [_product(into_hidden, seen), into_hidden.sum(0, dtype=torch.float32)]
             found += [into.t() @ hidden.float(), into.sum(0)]
             into_before = into_hidden @ self.locator_layer[0] if into_core else None
-        return found, None if into_before is None else into_before.float().unflatten(0, (self.num_located, -1))
+        return found, None if into_before is None else into_before.float().unflatten(0, of_means.shape[:2])
 
     def _through_rnn(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
         """The gradient of what each ReLU of the core is applied to, (T, N, size)."""

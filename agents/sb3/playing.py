@@ -15,6 +15,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import Tensor
 
+from agents.environment import check_device
 from agents.runs import RunError, RunFolder
 from agents.sb3 import policies
 from agents.sb3.algorithms import LabelledPPO, LabelledRecurrentPPO
@@ -60,10 +61,7 @@ def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscre
 
 def make_env(config: Sb3Config, setting: GlimpseConfig, num_envs: int, *, shaped: bool = False) -> GlimpseVecEnv:
     """The environment of a run, as Stable-Baselines3 takes it."""
-    try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {config.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    check_device(config.device)
     envs = wrap_actions(GlimpseVectorEnv(num_envs, setting, device=config.device, autoreset_mode="SameStep"), config)
     if shaped and config.shaping == "every-answer":
         return EveryAnswerVecEnv(envs, config.shaping_weight)

@@ -28,7 +28,7 @@ from agents.progress import Report
 from agents.runs import RunError, RunFolder
 from agents.sb3.config import Sb3Config
 from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
-from agents.trainer import TrainResult
+from agents.training import TrainResult
 
 PACKAGES = ("stable-baselines3", "sb3-contrib")
 BEST, LAST = "best_model.zip", "last_model.zip"
