@@ -115,9 +115,11 @@ def location_std(config: RamConfig, done: float) -> float:
     return config.location_std + done * (final - config.location_std)
 
 
+_LARGE_BATCH = {"batch_size": 1024, "learning_rate": 0.004, "distorted_copies": 16, "validate_every": 10}
+
 _FOVEATED = {
-    "epochs": 120,
-    "distorted_copies": 8,
+    **_LARGE_BATCH,
+    "epochs": 240,
     "location_std": 0.25,
     "final_location_std": 0.05,
     "early_weight": 1.0,
@@ -127,14 +129,7 @@ _FOVEATED = {
     "locator_gradient_into_core": True,
 }
 
-_CLUTTERED = {
-    **_FOVEATED,
-    "epochs": 570,
-    "batch_size": 2048,
-    "learning_rate": 0.005,
-    "distorted_copies": 16,
-    "validate_every": 10,
-}
+_CLUTTERED = {**_FOVEATED, "epochs": 570, "batch_size": 2048, "learning_rate": 0.005}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
@@ -146,11 +141,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every": 4,
     },
     "mnist-28": {
-        "epochs": 400,
+        **_LARGE_BATCH,
+        "epochs": 700,
         "location_std": 0.2,
         "final_location_std": 0.05,
         "weight_decay": 0.2,
-        "distorted_copies": 16,
     },
     "translated-60": _FOVEATED,
     "cluttered-60": _CLUTTERED,
