@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
 
+import agents.cli
+import agents.full_image.command
+import agents.sb3.command
 from agents.full_image.config import NETWORKS, FullImageConfig
 from agents.probing import VALUES
 from agents.ram.config import RamConfig
@@ -24,6 +29,38 @@ FULL_IMAGE_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in NETW
 STOPPED = sorted(path.parent for path in (ROOT / "results" / "stopped").glob("*/config.json"))
 SB3_RUNS = [path for path in RUNS if RunFolder(path).read_agent() in ("ppo", "ppo-lstm")]
 ABLATIONS = sorted(path.parent for path in (ROOT / "results" / "ablations").glob("*/*/config.json"))
+
+
+def training_commands() -> list[list[str]]:
+    """What follows `python -m agents` in RESULTS.md, wherever it trains; $G is what `G="..."` above it says."""
+    variables: dict[str, str] = {}
+    commands = []
+    for line in TEXT.splitlines():
+        if match := re.fullmatch(r'([A-Z])="(.*)"', line):
+            variables[match[1]] = match[2]
+        elif line.startswith("python -m agents train "):
+            commands.append(shlex.split(Template(line).substitute(variables))[3:])
+    return commands
+
+
+class _Begun(Exception):
+    """Training would begin now, with this configuration."""
+
+
+@pytest.mark.parametrize("command", training_commands(), ids=lambda command: command[-1])
+def test_each_training_command_makes_the_run_it_names(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(config: Any, *_: Any, **__: Any) -> None:
+        raise _Begun(config)
+
+    for module in (agents.cli, agents.full_image.command, agents.sb3.command):
+        monkeypatch.setattr(module, "train", begin)
+    monkeypatch.chdir(ROOT)
+    (path,) = (path for path in (ROOT / "results").rglob(Path(command[-1]).name) if path.is_dir())
+    folder = RunFolder(path)
+    with pytest.raises(_Begun) as begun:
+        agents.cli.main(command)
+    (config,) = begun.value.args
+    assert config == type(config)(**folder.read_config(folder.read_agent()))
 
 
 def test_there_are_results() -> None:
