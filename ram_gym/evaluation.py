@@ -127,6 +127,16 @@ class Evaluation:
         return (offsets.norm(dim=-1).mean(0) * (self.setting.canvas_size / 2)).tolist()
 
     @property
+    def spread_by_glimpse_pixels(self) -> list[float]:
+        """How far each glimpse's location varies between scenes, in canvas pixels.
+
+        Root mean square distance from the mean location: 0 where a policy looks at the same place in every scene,
+        whatever it has seen.
+        """
+        offsets = self.locations.double() - self.locations.double().mean(0)
+        return (offsets.square().sum(-1).mean(0).sqrt() * (self.setting.canvas_size / 2)).tolist()
+
+    @property
     def confusion(self) -> Tensor:
         """int64 (L, L): how many scenes of each label (row) got each prediction (column)."""
         cells = self.labels * self.num_classes + self.predictions
@@ -176,6 +186,7 @@ class Evaluation:
             "accuracy_interval_percent": list(self.accuracy_interval_percent),
             "accuracy_by_glimpse_percent": self.accuracy_by_glimpse_percent,
             "distance_by_glimpse_pixels": self.distance_by_glimpse_pixels,
+            "spread_by_glimpse_pixels": self.spread_by_glimpse_pixels,
         }
 
 

@@ -166,7 +166,7 @@ class ComparisonTable:
         return rows
 
     def sections(self, task: str) -> list[Section]:
-        """The tables on a task, as they are shown: results, accuracy by glimpse (if known), distance by glimpse."""
+        """The tables on a task, as they are shown: results; accuracy (if known), distance and spread by glimpse."""
         there = list(self.by_task[task].values())
         first, reference = there[0], self.reference(task)
         against = f"paired difference to {self.labels[reference]}" if reference is not None else "difference"
@@ -183,15 +183,23 @@ class ComparisonTable:
         by_glimpse = [(e.policy, e.accuracy_by_glimpse_percent) for e in there]
         early = [[self.labels[name], *(f"{v:.2f}" for v in values)] for name, values in by_glimpse if values]
         distances = [[self.labels[e.policy], *(f"{v:.1f}" for v in e.distance_by_glimpse_pixels)] for e in there]
+        spreads = [[self.labels[e.policy], *(f"{v:.1f}" for v in e.spread_by_glimpse_pixels)] for e in there]
         sections = [results]
         if early:
             note = f"of policies that can answer early{whose}"
             sections.append(Section("accuracy % after each glimpse", note, ["policy", *glimpses], early))
-        note = f"mean over scenes; the environment chose the first location{whose}"
-        sections.append(
-            Section("pixels from the image's centre at each glimpse", note, ["policy", *glimpses], distances)
-        )
-        return sections
+        chosen = f"the environment chose the first location{whose}"
+        headings = ["policy", *glimpses]
+        return [
+            *sections,
+            Section("pixels from the image's centre at each glimpse", f"mean; {chosen}", headings, distances),
+            Section(
+                "pixels from each glimpse's mean location",
+                f"root mean square; 0: it looks at the same place in every scene; {chosen}",
+                headings,
+                spreads,
+            ),
+        ]
 
     def _result_cells(self, task: str, evaluation: Evaluation) -> list[str]:
         difference = self.comparison(task, evaluation.policy)

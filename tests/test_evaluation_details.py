@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ def test_derived_numbers_against_loops(small_images: tuple) -> None:
         for glimpse, (px, py) in enumerate(places):
             distances[glimpse] += np.hypot((px - x) * 6, (py - y) * 6) / 20  # 12 pixels are 2 units wide
     np.testing.assert_allclose(evaluation.distance_by_glimpse_pixels, distances, rtol=1e-6)
+    pixels = [[(x * 6, y * 6) for x, y in places] for places in evaluation.locations.tolist()]
+    for glimpse, spread in enumerate(evaluation.spread_by_glimpse_pixels):
+        xs, ys = zip(*(places[glimpse] for places in pixels), strict=True)
+        assert spread == pytest.approx((statistics.pvariance(xs) + statistics.pvariance(ys)) ** 0.5, rel=1e-6)
     # A quarter of the scenes is right from the first answer on, another from the second, another from the third.
     assert evaluation.accuracy_by_glimpse_percent == [25, 50, 75]
     assert evaluation.accuracy_percent == 75 == 100 - evaluation.error_percent
