@@ -221,11 +221,15 @@ def test_what_was_found_glimpse_by_glimpse_is_quoted_as_it_was_measured() -> Non
         distances = [f"{distance:.1f}" for distance in found["distance_by_glimpse_pixels"]]
         assert lines[number] == f"| `{match[1]}`, error | {' | '.join(errors)} |"
         assert lines[number + 1] == f"| distance | {' | '.join(distances)} |"
+        spreads = [f"{spread:.1f}" for spread in found["spread_by_glimpse_pixels"]]
+        assert lines[number + 2] == f"| varies by | {' | '.join(spreads)} |"
+    ((name, quoted),) = re.findall(r"`([\w-]+)` varies by ([\d., ]+) pixels", TEXT)
+    assert quoted == ", ".join(f"{spread:.1f}" for spread in stored(name)["spread_by_glimpse_pixels"])
     rows = re.findall(r"\| `([\w-]+)` \| (\d+\.\d\d), (\d+\.\d\d), (\d+\.\d\d) \|", TEXT)
     assert len(rows) == 3
-    for name, *quoted in rows:
+    for name, *numbers in rows:
         accuracies = stored(name)["accuracy_by_glimpse_percent"]
-        assert quoted == [f"{100 - accuracies[number - 1]:.2f}" for number in (4, 6, 8)]
+        assert numbers == [f"{100 - accuracies[number - 1]:.2f}" for number in (4, 6, 8)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "probes").glob("*.jsonl")), ids=lambda path: path.stem)
