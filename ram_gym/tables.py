@@ -178,28 +178,33 @@ class ComparisonTable:
             ["policy", "accuracy % (95% interval)", "difference (95% interval)", "p", "scenes/s"],
             [self._result_cells(task, evaluation) for evaluation in there],
         )
-        glimpses = [str(number + 1) for number in range(first.setting.num_glimpses)]
+        headings = ["policy", *(str(number + 1) for number in range(first.setting.num_glimpses))]
+
+        def cells(form: str, of: Callable[[Evaluation], Sequence[float] | None]) -> list[list[str]]:
+            found = [(self.labels[evaluation.policy], of(evaluation)) for evaluation in there]
+            return [[label, *map(form.format, values)] for label, values in found if values is not None]
+
         whose = "" if first.protocol == "single" else "; first rollout alone"
-        by_glimpse = [(e.policy, e.accuracy_by_glimpse_percent) for e in there]
-        early = [[self.labels[name], *(f"{v:.2f}" for v in values)] for name, values in by_glimpse if values]
-        distances = [[self.labels[e.policy], *(f"{v:.1f}" for v in e.distance_by_glimpse_pixels)] for e in there]
-        spreads = [[self.labels[e.policy], *(f"{v:.1f}" for v in e.spread_by_glimpse_pixels)] for e in there]
-        sections = [results]
-        if early:
-            note = f"of policies that can answer early{whose}"
-            sections.append(Section("accuracy % after each glimpse", note, ["policy", *glimpses], early))
         chosen = f"the environment chose the first location{whose}"
-        headings = ["policy", *glimpses]
-        return [
-            *sections,
-            Section("pixels from the image's centre at each glimpse", f"mean; {chosen}", headings, distances),
-            Section(
-                "pixels from each glimpse's mean location",
-                f"root mean square; 0: it looks at the same place in every scene; {chosen}",
-                headings,
-                spreads,
-            ),
-        ]
+        early = Section(
+            "accuracy % after each glimpse",
+            f"of policies that can answer early{whose}",
+            headings,
+            cells("{:.2f}", lambda evaluation: evaluation.accuracy_by_glimpse_percent),
+        )
+        distance = Section(
+            "pixels from the image's centre at each glimpse",
+            f"mean over scenes; {chosen}",
+            headings,
+            cells("{:.1f}", lambda evaluation: evaluation.distance_by_glimpse_pixels),
+        )
+        spread = Section(
+            "pixels from each glimpse's mean location",
+            f"root mean square; 0: the same place in every scene; {chosen}",
+            headings,
+            cells("{:.1f}", lambda evaluation: evaluation.spread_by_glimpse_pixels),
+        )
+        return [results, *([early] if early.rows else []), distance, spread]
 
     def _result_cells(self, task: str, evaluation: Evaluation) -> list[str]:
         difference = self.comparison(task, evaluation.policy)

@@ -137,22 +137,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Trains a Recurrent Attention Model.
-
-    Never reads the test split. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after the running update, with
-    a checkpoint; with several ranks, after an update that they agree on.
-
-    Args:
-        config: the run.
-        folder: where to write it; None writes nothing.
-        resume: go on from the folder's last checkpoint (or from the beginning, if it was killed before the first).
-        on_progress: called a few times a second.
-        ranks: the processes that share the work; each calls this with the same arguments, and rank 0 writes.
-
-    Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits.
-        SystemExit: another rank raised an error before training began.
-    """
+    """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.run_training`."""
     return run_training(
         lambda: Trainer(config, folder, ranks), config, folder, resume=resume, on_progress=on_progress, ranks=ranks
     )
