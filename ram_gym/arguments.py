@@ -98,15 +98,15 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
     expected = f"an integer or integers ({num_envs},)"
     if isinstance(value, torch.Tensor):
         is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
-        shape, kind = tuple(value.shape), str(value.dtype)
+        shape = tuple(value.shape)
     else:
         try:
             value = np.array(value)
         except ValueError as error:
             raise ValueError(f"{name} must be {expected}: {error}") from None
-        is_integer, shape, kind = value.dtype.kind in "iu", value.shape, str(value.dtype)
+        is_integer, shape = value.dtype.kind in "iu", value.shape
     if not is_integer or shape not in ((), (num_envs,)):
-        raise ValueError(f"{name} must be {expected}, got {kind} of shape {shape}")
+        raise ValueError(f"{name} must be {expected}, got {value.dtype} of shape {shape}")
     if isinstance(value, torch.Tensor):
         value = _towards(value, device).to(torch.int64)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":

@@ -186,7 +186,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Every lane looks, answers or (NEXT_STEP) begins its next episode. See the class for what comes back."""
         mode = self.autoreset_mode
-        if not self._has_begun or (mode == AutoresetMode.DISABLED and self._is_over.any()):
+        if not self._has_begun or (mode == AutoresetMode.DISABLED and np.count_nonzero(self._is_over)):
             lanes = np.flatnonzero(self._is_over)[:8].tolist() if self._has_begun else "all"
             raise gym.error.ResetNeeded(f"lanes {lanes} have no running episode: call reset() before step()")
         location, label = self._check_action(actions)
@@ -194,32 +194,36 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
         num_steps = self._num_steps + ~starting
         answering = ~starting & (num_steps == self.config.num_glimpses)
-        looking = ~starting & ~answering
-        if answering.any():
+        num_starting, num_answering = np.count_nonzero(starting), np.count_nonzero(answering)
+        num_looking = self.num_envs - num_starting - num_answering
+        if num_answering:
             self._report_bad_values()
         self._num_steps, self._is_over = num_steps, answering.copy()
 
         terminated = self._mask_tensor(answering)
         reward = self._zeros(torch.float32)
         info: dict[str, Any] = {}
-        if answering.any():
+        if num_answering:
             self._prediction = torch.where(terminated, label, self._prediction)
             is_success = terminated & (label == self._labels[self._index])
             reward = is_success.to(torch.float32)
             info = self._final_info(terminated, is_success)
-        if mode == AutoresetMode.SAME_STEP and answering.any():
+        if mode == AutoresetMode.SAME_STEP and num_answering:
             info = {
                 "final_obs": self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()}),
                 "_final_obs": self._convert(terminated.clone()),
                 "final_info": info,
                 "_final_info": self._convert(terminated.clone()),
             }
-            starting = answering
-        if looking.any():
-            self._location = location if looking.all() else self._where(looking, location, self._location)
-        if starting.any():
+            starting, num_starting = answering, num_answering
+        if num_looking == self.num_envs:
+            self._location = location
+        elif num_looking:
+            looking = self._mask_tensor(~(answering | starting))
+            self._location = torch.where(looking[:, None], location, self._location)
+        if num_starting:
             self._begin(starting, None, None, None)
-        elif looking.any():
+        elif num_looking:
             self._look()
         truncated = torch.zeros_like(terminated)
         reward_out = reward if self.output == "torch" else reward.cpu().numpy().astype(np.float64)
@@ -348,13 +352,10 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     def _mask_tensor(self, mask: np.ndarray | None) -> Tensor:
         """A host mask (N,) on the device; nothing is sent where all lanes agree."""
-        if mask is None or mask.all() or not mask.any():
-            value = mask is None or bool(mask.any())
-            return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
+        num = self.num_envs if mask is None else int(np.count_nonzero(mask))
+        if mask is None or num in (0, self.num_envs):
+            return torch.full((self.num_envs,), num > 0, dtype=torch.bool, device=self.device)
         return self._to_device(mask.copy())
-
-    def _where(self, mask: np.ndarray, new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(self._mask_tensor(mask)[:, None], new, old)
 
     def _convert(self, value: Any) -> Any:
         """Tensors, or dicts of them, in the form that `output` asks for."""
