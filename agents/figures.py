@@ -17,12 +17,13 @@ from agents.comparing import Split, evaluate_with_progress
 from agents.environment import make_env
 from agents.loading import load_run, read_config
 from agents.runs import RunFolder, find_run
-from ram_gym import Evaluation, GlimpseConfig, Policy
+from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
+from ram_gym.coordinates import location_to_pixel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS, MAX_SCENES = 6, 24
+COLUMNS, MAX_SCENES = 4, 24
 WEIGHTS = ("best.safetensors", "best_model.zip")
 _COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
 _LINES = ("-", "--", "-.", ":")
@@ -221,6 +222,8 @@ def mistakes(played: Played) -> Tensor:
 def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     """A sheet of scenes: canvas, path of glimpses with the finest patches' squares, right label and answer.
 
+    Beside each canvas stands what the path hides, the digit's part of it, enlarged.
+
     Args:
         played: what the run did.
         index: int64 (n,), n at least 1, which scenes.
@@ -233,19 +236,26 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     env = make_env(evaluation.setting, played.device, len(index))
     env.reset(options={"index": index.to(env.device)})
     canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
+    setting = evaluation.setting
+    height, width = load_dataset(setting.dataset, setting.split, setting.data_root).images.shape[2:]
+    centres = location_to_pixel(env.digit_locations, setting.canvas_size).cpu().numpy()  # (n, 2)
+    corners = (centres - (width / 2, height / 2)).round().astype(int)
     sureness = _sureness(played)
     rows = -(-len(index) // COLUMNS)
-    where = f"{evaluation.task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
+    task = f'{evaluation.task} "{setting.composition}"' if setting.num_clutter else evaluation.task
+    where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
     with rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(9.6, 1.83 * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")
         figure.suptitle(f"{_short(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
-        grid = figure.subplots(rows, COLUMNS, squeeze=False)
+        grid = figure.subplots(rows, 2 * COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, canvas, scene in zip(grid.flat, canvases, index.tolist(), strict=False):
+        places = zip(grid.reshape(-1, 2), canvases, corners, index.tolist(), strict=False)
+        for (axes, beside), canvas, (left, top), scene in places:
+            beside.imshow(_as_rgb(canvas[top : top + height, left : left + width]), interpolation="nearest")
             label, answer = int(evaluation.labels[scene]), int(evaluation.predictions[scene])
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
-            _draw_scene(axes, canvas, path, evaluation.setting)
+            _draw_scene(axes, canvas, path, setting)
             colour = _RIGHT if label == answer else _WRONG
             axes.set_title(f"{label} → {answer} ({sureness[scene]:.2f})", color=colour, fontsize=9, pad=3)
             axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=_GREY)
@@ -258,8 +268,7 @@ def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, setting: Glimps
     from matplotlib.patches import Rectangle
 
     size, side = setting.canvas_size, setting.patch_size
-    shown = np.broadcast_to(canvas, (size, size, 3)) * _BRIGHTNESS / 255
-    axes.imshow(shown, extent=(0, size, size, 0), interpolation="nearest")
+    axes.imshow(_as_rgb(canvas, _BRIGHTNESS), extent=(0, size, size, 0), interpolation="nearest")
     points = (path + 1) * (size / 2)  # (T, 2), in pixels
     # An even patch is centred on a corner between pixels, an odd one on a pixel.
     corners = (np.round(points) if side % 2 == 0 else np.floor(points)) - side // 2
@@ -274,6 +283,11 @@ def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, setting: Glimps
         axes.text(*point, str(number + 1), **text)
     axes.set_xlim(0, size)
     axes.set_ylim(size, 0)
+
+
+def _as_rgb(image: np.ndarray, brightness: float = 1.0) -> np.ndarray:
+    """An image with one or three channels, uint8 (H, W, C), as matplotlib takes it: float64 (H, W, 3)."""
+    return np.broadcast_to(image, (*image.shape[:2], 3)) * brightness / 255
 
 
 def _sureness(played: Played) -> Tensor:

@@ -246,7 +246,8 @@ def draw(points: list[Point], by: str, path: Path) -> None:
         errors = np.array([found.error_percent for _, found in own])
         bounds = np.array([found.interval_percent for _, found in own]).T
         spread = np.abs(bounds - errors)
-        axes.errorbar([value for value, _ in own], errors, spread, marker="o", capsize=2, label=Path(name).name)
+        label = f"{name}, by a network not trained for it" if name in SCRIPTED_LOCATORS else Path(name).name
+        axes.errorbar([value for value, _ in own], errors, spread, marker="o", capsize=2, label=label)
     axes.set_xlabel(UNITS[by])
     axes.set_ylabel("error in %")
     axes.set_ylim(bottom=0)

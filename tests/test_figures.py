@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from agents.loading import load_run
 from agents.ram.config import RamConfig
 from agents.runs import RunError, RunFolder
 from agents.sb3.config import Sb3Config
-from ram_gym import GlimpseEnv, evaluate
+from ram_gym import GlimpseEnv, evaluate, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,11 @@ def test_a_sheet_shows_canvas_path_patches_and_answer(played: Played) -> None:
     index = mistakes(played)[:7]
     figure = draw_scenes(played, index, "seven")
     sheet = [axes for axes in figure.axes if axes.images]
-    assert len(sheet) == 7
+    assert len(sheet) == 2 * 7
     evaluation, env = played.evaluation, GlimpseEnv(played.evaluation.setting)
-    for axes, scene in zip(sheet, index.tolist(), strict=True):
+    for axes, beside, scene in zip(sheet[::2], sheet[1::2], index.tolist(), strict=True):
         env.reset(options={"index": scene})
+        np.testing.assert_allclose(np.asarray(beside.images[0].get_array())[..., 0], env.canvas[0] / 255)
         np.testing.assert_allclose(np.asarray(axes.images[0].get_array())[..., 0], env.canvas[0] * 0.6 / 255)
         pixels = (evaluation.locations[scene].numpy() + 1) * 14
         np.testing.assert_allclose(axes.lines[0].get_xydata(), pixels, rtol=1e-6)
@@ -78,6 +80,15 @@ def test_a_sheet_shows_canvas_path_patches_and_answer(played: Played) -> None:
         answer = int(evaluation.predictions[scene])
         probability = float(played.probabilities[scene, answer])
         assert axes.get_title() == f"{int(evaluation.labels[scene])} → {answer} ({probability:.2f})"
+
+
+def test_the_digit_stands_beside_its_canvas_without_the_path(played: Played) -> None:
+    setting = played.evaluation.setting.replace(canvas_size=41)
+    images = load_dataset("digits", setting.split).images
+    moved = played._replace(evaluation=dataclasses.replace(played.evaluation, setting=setting))
+    sheet = [axes for axes in draw_scenes(moved, torch.arange(9), "nine").axes if axes.images]
+    for axes, image in zip(sheet[1::2], images, strict=False):
+        np.testing.assert_allclose(np.asarray(axes.images[0].get_array())[..., 0], image[0] / 255)
 
 
 def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
