@@ -232,6 +232,28 @@ def test_what_was_found_glimpse_by_glimpse_is_quoted_as_it_was_measured() -> Non
         assert numbers == [f"{100 - accuracies[number - 1]:.2f}" for number in (4, 6, 8)]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "compare").glob("*.json")), ids=lambda path: path.stem)
+def test_what_other_places_are_worth_is_quoted_as_measured(path: Path) -> None:
+    places = {
+        "oracle*": "the digit's centre, its network",
+        "scan*": "a fixed scan, its network",
+        "random*": "random places, its network",
+        "centre*": "the canvas's centre, its network",
+    }
+    own, *others = json.loads(path.read_text())
+    assert own["policy"] == f"pretrained:{path.stem}"
+    documented = RunFolder(ROOT / "pretrained" / path.stem).read_json("results.json")["test single"]
+    assert (own["errors"], own["episodes"]) == (documented["errors"], 10_000)
+    assert [other["policy"] for other in others] == list(places)
+    rows = []
+    for found in (own, *others):
+        low, high = found["interval_percent"]
+        near, last = found["distance_by_glimpse_pixels"][1], found["distance_by_glimpse_pixels"][-1]
+        name = places.get(found["policy"], f"`{found['policy']}`")
+        rows.append(f"| {name} | {found['error_percent']:.2f} ({low:.2f} to {high:.2f}) | {near:.1f}, {last:.1f} |")
+    assert "\n".join(rows) in TEXT
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "probes").glob("*.jsonl")), ids=lambda path: path.stem)
 def test_probes_are_quoted_as_they_were_measured(path: Path) -> None:
     task, _, by = path.stem.rpartition("-")
