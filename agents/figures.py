@@ -18,7 +18,6 @@ from agents.environment import make_env
 from agents.loading import load_run, read_config
 from agents.runs import RunFolder, find_run
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
-from ram_gym.coordinates import location_to_pixel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,7 +237,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
     setting = evaluation.setting
     height, width = load_dataset(setting.dataset, setting.split, setting.data_root).images.shape[2:]
-    centres = location_to_pixel(env.digit_locations, setting.canvas_size).cpu().numpy()  # (n, 2)
+    centres = (env.digit_locations.cpu().numpy() + 1) * (setting.canvas_size / 2)  # (n, 2), in pixels
     corners = (centres - (width / 2, height / 2)).round().astype(int)
     sureness = _sureness(played)
     rows = -(-len(index) // COLUMNS)
