@@ -231,11 +231,10 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    evaluation = played.evaluation
-    env = make_env(evaluation.setting, played.device, len(index))
+    evaluation, setting = played.evaluation, played.evaluation.setting
+    env = make_env(setting, played.device, len(index))
     env.reset(options={"index": index.to(env.device)})
     canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
-    setting = evaluation.setting
     height, width = load_dataset(setting.dataset, setting.split, setting.data_root).images.shape[2:]
     centres = (env.digit_locations.cpu().numpy() + 1) * (setting.canvas_size / 2)  # (n, 2), in pixels
     corners = (centres - (width / 2, height / 2)).round().astype(int)
