@@ -5,7 +5,8 @@ average-pooled to `patch_size` pixels.
 
 Source: Mnih et al. 2014, section 3.1 (glimpse sensor, figure 1A).
 Differs: nothing in what is seen. The sums that pooling needs are made once a scene for every place (a pyramid of box
-sums), so that a glimpse is one lookup per value whatever its scale.
+sums), so that a glimpse is one lookup per value whatever its scale. On a GPU, where reading memory is what takes time,
+a kernel pools as it reads, and the pyramid is the canvases themselves.
 
 Numbers are exact: box sums are integers below 2^24 and are divided once, so a glimpse has the same bits from NumPy
 and PyTorch, on every device and in every batch size.
@@ -60,8 +61,10 @@ def _square(pyramid: Array, level: _Level) -> Array:
 
 
 def new_pyramid(num: int, channels: int, config: GlimpseConfig, like: Array) -> Array:
-    """An empty pyramid for `build_pyramid`: zeros (num, channels, L), of the kind and on the device of `like`."""
+    """An empty pyramid for `build_pyramid`: zeros, of the kind and on the device of `like`."""
     xp = array_namespace(like)
+    if _has_kernel(like):
+        return xp.zeros((num, channels, config.canvas_size, config.canvas_size), dtype=xp.uint8, device=device(like))
     last = _levels(config)[-1]
     largest = 255 * last.block**2
     dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
@@ -77,8 +80,14 @@ def build_pyramid(canvases: Array, config: GlimpseConfig, pyramid: Array | None 
         pyramid: one that was built before for as many canvases; it is overwritten, which saves its allocation.
 
     Returns:
-        (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other.
+        (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other. Where the
+        sensor is a kernel: `canvases`, or the given pyramid with their pixels.
     """
+    if _has_kernel(canvases):
+        if pyramid is None:
+            return canvases
+        pyramid[...] = canvases
+        return pyramid
     levels, size, factor = _levels(config), config.canvas_size, config.scale_factor
     if pyramid is None:
         pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
@@ -107,6 +116,8 @@ def _add_all(terms: list[Array], out: Array | None = None) -> Array:
 def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
     """The canvases that a pyramid was built from: a copy, uint8 (N, C, S, S)."""
     xp = array_namespace(pyramid)
+    if _is_canvases(pyramid):
+        return xp.asarray(pyramid, copy=True)
     level = _levels(config)[0]
     pixels = slice(level.before, level.before + config.canvas_size)
     return xp.astype(_square(pyramid, level)[:, :, pixels, pixels], xp.uint8, copy=True)
@@ -126,8 +137,6 @@ class _Constants(NamedTuple):
     """(K, P * P), from where a patch's centre pixel would lie in its level, were that all there is, to its values."""
     divisors: Array
     """float32 (K, 1, 1), what white sums up to."""
-    tables: Array
-    """int32 (K, 4), what `ram_gym.kernels.sense` has to know of each scale."""
 
 
 @lru_cache(maxsize=64)
@@ -143,8 +152,6 @@ def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
         (steps[:, None] * level.width + steps).ravel() * level.block + first
         for level, first in zip(levels, firsts, strict=True)
     ]
-    rows = zip(is_even, levels, firsts, strict=True)
-    tables = [[int(even), level.width, level.block, first] for even, level, first in rows]
     return _Constants(
         any(is_even),
         not all(is_even),
@@ -153,7 +160,6 @@ def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
         xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
         xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
-        xp.asarray(tables, dtype=xp.int32, device=where),
     )
 
 
@@ -168,13 +174,13 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
     Returns:
         float32 (N, K * C, P, P) in [0, 1]; channel k * C + c is scale k of the canvas's channel c.
     """
-    xp = array_namespace(locations)
-    known = _constants(config, xp, device(locations))
     scales, side = config.num_scales, config.patch_size
-    if _has_kernel(pyramid):
+    if _is_canvases(pyramid):
         from ram_gym import kernels
 
-        return kernels.sense(pyramid, locations, known.tables, known.divisors.flatten(), side, config.canvas_size)
+        return kernels.sense(pyramid, locations, side, scales, config.scale_factor)
+    xp = array_namespace(locations)
+    known = _constants(config, xp, device(locations))
     num, channels = pyramid.shape[:2]
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
     if known.has_even_sides and known.has_odd_sides:
@@ -193,9 +199,14 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _has_kernel(pyramid: Array) -> bool:
-    """Whether the sensor is one kernel there: on a GPU, where Triton is installed."""
-    return is_torch_array(pyramid) and pyramid.is_cuda and _has_triton()
+def _has_kernel(array: Array) -> bool:
+    """Whether the sensor is one kernel where an array is: on a GPU, where Triton is installed."""
+    return is_torch_array(array) and array.is_cuda and _has_triton()
+
+
+def _is_canvases(pyramid: Array) -> bool:
+    """Whether a pyramid is canvases (N, C, S, S), for the kernel, and not box sums (N, C, L)."""
+    return len(pyramid.shape) == 4
 
 
 def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:
