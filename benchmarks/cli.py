@@ -28,14 +28,16 @@ MOST_LANES_OF_PEERS = 1024
 MOST_PROCESSES = 16
 AP_GYM_TASKS = ("mnist-28", "digits")
 
-GROWTH_TASK, GROWTH_BATCH = "cluttered-60", 1024
+GROWTH_TASK = "cluttered-60"
+GROWTH_BATCH, GROWTH_BATCH_ON_GPU = 1024, 65_536
+"""A GPU takes as long for a thousand lanes as for one: until its work fills it, the cost is that of starting it."""
 GROWTH: dict[str, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536),
     "canvas_size": (28, 40, 60, 80, 100, 140, 200),
     "num_clutter": (0, 1, 2, 4, 8, 16, 32, 64, 128),
     "num_scales": (1, 2, 3, 4, 5, 6),
 }
-"""What is changed, one at a time, in GROWTH_TASK with GROWTH_BATCH lanes."""
+"""What is changed, one at a time, in GROWTH_TASK with GROWTH_BATCH lanes (on a GPU GROWTH_BATCH_ON_GPU)."""
 GROWTH_MEASURES = (
     ("stepping.vector", "NextStep torch"),
     ("stepping.sensor", "prepared"),
@@ -191,7 +193,8 @@ def growth(options: Options) -> None:
         for sweep, values in GROWTH.items():
             for value in values[1:3] if options.quick else values:
                 is_batch = sweep == "batch"
-                batch = value if is_batch else 16 if options.quick else GROWTH_BATCH
+                lanes = GROWTH_BATCH if device == "cpu" else GROWTH_BATCH_ON_GPU
+                batch = value if is_batch else 16 if options.quick else lanes
                 overrides = {} if is_batch else {sweep: value}
                 for measure, variant in GROWTH_MEASURES:
                     case = Case(measure, task, batch, threads, device, variant, overrides)

@@ -45,14 +45,22 @@ def plot_growth(result: dict[str, Any], folder: Path) -> list[Path]:
         axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         _draw_lines(axes, swept)
         _scale_axes(axes, sweep, sorted({row["value"] for row in swept}))
-        if sweep == "batch":
+        if sweep == "batch" and any(row["device"] == "cpu" for row in swept):
             _mark_caches(axes, swept[0]["task"], result["hardware"]["caches"])
-        lanes = "" if sweep == "batch" else f", {swept[0]['batch']:,} lanes"
-        axes[0].set_title(f"{swept[0]['task']}{lanes}: {result['hardware']['cpu']}", fontsize=10)
+        axes[0].set_title(_title(sweep, swept, result["hardware"]), fontsize=10)
         axes[0].legend(fontsize=8)
         files.append(folder / f"growth-{sweep}.png")
         figure.savefig(files[-1], dpi=110)
     return files
+
+
+def _title(sweep: str, rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
+    """The task, how many lanes where, and the processors' names."""
+    lanes = {row["device"]: row["batch"] for row in rows}
+    names = [hardware["cpu"]] if "cpu" in lanes else []
+    names += [gpu["name"] for gpu in hardware["gpus"]] if lanes.keys() - {"cpu"} else []
+    where = [f"{batch:,} lanes" + f" on {device}" * (len(lanes) > 1) for device, batch in lanes.items()]
+    return ", ".join([rows[0]["task"], *([] if sweep == "batch" else where)]) + ": " + ", ".join(names)
 
 
 def _draw_lines(axes: Any, rows: list[dict[str, Any]]) -> None:

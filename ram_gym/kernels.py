@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 VALUES_PER_PROGRAM = 256
-WARPS = 8
+WARPS = 4
 MOST_UNROLLED = tl.constexpr(8)
 """Blocks of up to this side are summed without a loop."""
 
@@ -120,10 +120,14 @@ def _sense(  # type: ignore[no-untyped-def]
     near_x = left + ((x - floor_x > 0.5) | ((x - floor_x == 0.5) & (left % 2 == 1))).to(tl.int32)
     near_y = top + ((y - floor_y > 0.5) | ((y - floor_y == 0.5) & (top % 2 == 1))).to(tl.int32)
 
-    for scale in tl.static_range(NUM_SCALES):
-        sums = _block_sum(canvas, left, top, near_x, near_y, row, column, mask, SIZE, PATCH, FACTOR**scale)
-        mean = tl.div_rn(sums.to(tl.float32), tl.full(sums.shape, 255.0 * FACTOR**scale * FACTOR**scale, tl.float32))
-        tl.store(glimpses + (lane * NUM_SCALES + scale) * of_lane + within, mean, mask=mask)
+    # The widest patch first: its pixels are what the finer ones look at too.
+    for finer in tl.static_range(NUM_SCALES):
+        sums = _block_sum(
+            canvas, left, top, near_x, near_y, row, column, mask, SIZE, PATCH, FACTOR ** (NUM_SCALES - 1 - finer)
+        )
+        white = 255.0 * FACTOR ** (2 * (NUM_SCALES - 1 - finer))
+        mean = tl.div_rn(sums.to(tl.float32), tl.full(sums.shape, white, tl.float32))
+        tl.store(glimpses + (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * of_lane + within, mean, mask=mask)
 
 
 def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int, scale_factor: int) -> Tensor:
