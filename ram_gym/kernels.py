@@ -13,78 +13,88 @@ VALUES_PER_PROGRAM = 256
 WARPS = 4
 MOST_UNROLLED = tl.constexpr(8)
 """Blocks of up to this side are summed without a loop."""
+ROUNDING = tl.constexpr(1.5 * 2.0**23)
+"""What is added to it is rounded to a whole number, ties to even: float32 has no finer ones there."""
 
 
 @triton.jit
-def _pixels(canvas, x, y, mask, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Canvas pixels, zero beyond the border."""
-    inside = mask & (x >= 0) & (x < SIZE) & (y >= 0) & (y < SIZE)
-    return tl.load(canvas + (y * SIZE + x), mask=inside, other=0).to(tl.int32)
+def _is_inside(at, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    return (at >= 0) & (at < SIZE)
 
 
 @triton.jit
-def _four(canvas, x, y, mask, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four neighbours of a row in one number; x and SIZE are multiples of four, so that the border parts no four."""
-    inside = mask & (x >= 0) & (x < SIZE) & (y >= 0) & (y < SIZE)
-    place = (canvas + (y * SIZE + x)).to(tl.pointer_type(tl.uint32), bitcast=True)
-    return tl.load(place, mask=inside, other=0)
+def _fours_of_row(row, first, before, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of SIDE pixels of a row, in two halves of 16 bits, read in fours that begin at multiples of four.
+
+    It takes one four more than fit: which bytes to leave out of the first and of the last is complementary, so both
+    make one number.
+    """
+    start = tl.load(row, mask=mask & _is_inside(first, SIZE), other=0)
+    end = tl.load(row + SIDE // 4, mask=mask & _is_inside(first + SIDE, SIZE), other=0)
+    four = start ^ ((start ^ end) & before)
+    pairs = (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
+    for at in tl.static_range(1, SIDE // 4):
+        four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
+        pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
+    return pairs
 
 
 @triton.jit
-def _row_sum(canvas, left, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sum of SIDE pixels of a row from `left` on."""
-    total = tl.zeros_like(left)
-    if SIDE % 4 == 0 and SIZE % 4 == 0:
-        # Fours that begin at multiples of four, so that one more than needed: of the first and the last, which
-        # bytes are outside is complementary, and both fit one number.
-        over = left & 3
-        first = left - over
-        before = (tl.full(left.shape, 1, tl.uint32) << (8 * over).to(tl.uint32)) - 1
-        start = _four(canvas, first, y, mask, SIZE)
-        ends = start ^ ((start ^ _four(canvas, first + SIDE, y, mask, SIZE)) & before)
-        pairs = (ends & 0x00FF00FF) + ((ends >> 8) & 0x00FF00FF)
-        for at in tl.static_range(4, SIDE, 4):
-            between = _four(canvas, first + at, y, mask, SIZE)
-            pairs += (between & 0x00FF00FF) + ((between >> 8) & 0x00FF00FF)
-        total += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
-    elif SIDE <= MOST_UNROLLED:
-        for at in tl.static_range(SIDE):
-            total += _pixels(canvas, left + at, y, mask, SIZE)
-    else:
-        for at in range(SIDE):
-            total += _pixels(canvas, left + at, y, mask, SIZE)
-    return total
-
-
-@triton.jit
-def _block_sum(  # type: ignore[no-untyped-def]
-    canvas,
-    left,
-    top,
-    near_x,
-    near_y,
-    row,
-    column,
-    mask,
-    SIZE: tl.constexpr,
-    PATCH: tl.constexpr,
-    SIDE: tl.constexpr,
-):
-    """The sum of the SIDE x SIDE pixels that the patch's value in a row and column averages."""
-    if PATCH * SIDE % 2 == 0:
-        x = near_x - PATCH * SIDE // 2 + column * SIDE
-        y = near_y - PATCH * SIDE // 2 + row * SIDE
-    else:
-        x = left - PATCH * SIDE // 2 + column * SIDE
-        y = top - PATCH * SIDE // 2 + row * SIDE
+def _pixels_of_row(row, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of SIDE pixels of a row."""
     sums = tl.zeros_like(x)
     if SIDE <= MOST_UNROLLED:
         for at in tl.static_range(SIDE):
-            sums += _row_sum(canvas, x, y + at, mask, SIZE, SIDE)
+            sums += tl.load(row + at, mask=mask & _is_inside(x + at, SIZE), other=0)
     else:
         for at in range(SIDE):
-            sums += _row_sum(canvas, x, y + at, mask, SIZE, SIDE)
+            sums += tl.load(row + at, mask=mask & _is_inside(x + at, SIZE), other=0)
     return sums
+
+
+@triton.jit
+def _block_sum(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of SIDE x SIDE pixels from (x, y) on; it is zero beyond the border."""
+    sums = tl.zeros_like(x)
+    if SIDE % 4 == 0 and SIZE % 4 == 0:
+        over = x & 3
+        first = x - over
+        before = (tl.full(x.shape, 1, tl.uint32) << (8 * over).to(tl.uint32)) - 1
+        fours = (canvas + (y * SIZE + first)).to(tl.pointer_type(tl.uint32), bitcast=True)
+        if SIDE <= MOST_UNROLLED:
+            pairs = tl.zeros(x.shape, tl.uint32)
+            for at in tl.static_range(SIDE):
+                row, in_row = fours + at * (SIZE // 4), mask & _is_inside(y + at, SIZE)
+                pairs += _fours_of_row(row, first, before, in_row, SIZE, SIDE)
+            sums += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
+        else:
+            for at in range(SIDE):
+                row, in_row = fours + at * (SIZE // 4), mask & _is_inside(y + at, SIZE)
+                pairs = _fours_of_row(row, first, before, in_row, SIZE, SIDE)
+                sums += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
+    else:
+        pixels = canvas + (y * SIZE + x)
+        if SIDE <= MOST_UNROLLED:
+            for at in tl.static_range(SIDE):
+                sums += _pixels_of_row(pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
+        else:
+            for at in range(SIDE):
+                sums += _pixels_of_row(pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
+    return sums
+
+
+@triton.jit
+def _mean(sums, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What sums of SIDE x SIDE pixels are of white: divided by 255 * SIDE * SIDE, and rounded once."""
+    if SIDE & (SIDE - 1) != 0:
+        return tl.div_rn(sums.to(tl.float32), tl.full(sums.shape, 255.0 * SIDE * SIDE, tl.float32))
+    # A division takes several times as long, and longest for zero. A power of two divides exactly; then x / 255 is
+    # near, and x - 255 * near, taken in two differences of numbers so alike that both are exact, makes it right.
+    # Whether the products are rounded before they are added changes nothing.
+    x = sums.to(tl.float32) * (1.0 / (SIDE * SIDE))
+    near = x * (1.0 / 255.0)
+    rest = tl.fma(near, -256.0, x) + near
+    return tl.fma(rest, 1.0 / 255.0, near)
 
 
 @triton.jit
@@ -101,33 +111,38 @@ def _sense(  # type: ignore[no-untyped-def]
     FACTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    value = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = value < num_values
     of_lane: tl.constexpr = CHANNELS * PATCH * PATCH
-    lane = value // of_lane
-    within = (value % of_lane).to(tl.int32)
-    row = within // PATCH % PATCH
-    column = within % PATCH
-    canvas = canvases + (lane * CHANNELS + within // (PATCH * PATCH)) * (SIZE * SIZE)
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    mask = tl.arange(0, BLOCK) < num_values - begin
+    value = (begin % of_lane).to(tl.int32) + tl.arange(0, BLOCK)
+    lane = begin // of_lane + value // of_lane
+    value = value % of_lane
+    row = value // PATCH % PATCH
+    column = value % PATCH
+    canvas = canvases + (lane * CHANNELS + value // (PATCH * PATCH)) * (SIZE * SIZE)
 
     x = (tl.load(locations + 2 * lane, mask=mask, other=0.0) + 1.0) * half_canvas
     y = (tl.load(locations + 2 * lane + 1, mask=mask, other=0.0) + 1.0) * half_canvas
-    floor_x = tl.floor(x)
-    floor_y = tl.floor(y)
-    left = floor_x.to(tl.int32)
-    top = floor_y.to(tl.int32)
-    # To the nearest, ties to even.
-    near_x = left + ((x - floor_x > 0.5) | ((x - floor_x == 0.5) & (left % 2 == 1))).to(tl.int32)
-    near_y = top + ((y - floor_y > 0.5) | ((y - floor_y == 0.5) & (top % 2 == 1))).to(tl.int32)
+    left = tl.floor(x).to(tl.int32)
+    top = tl.floor(y).to(tl.int32)
+    near_x = ((x + ROUNDING) - ROUNDING).to(tl.int32)
+    near_y = ((y + ROUNDING) - ROUNDING).to(tl.int32)
 
     # The widest patch first: its pixels are what the finer ones look at too.
     for finer in tl.static_range(NUM_SCALES):
+        centre_x, centre_y = near_x, near_y
+        if PATCH * FACTOR ** (NUM_SCALES - 1 - finer) % 2 == 1:
+            centre_x, centre_y = left, top
         sums = _block_sum(
-            canvas, left, top, near_x, near_y, row, column, mask, SIZE, PATCH, FACTOR ** (NUM_SCALES - 1 - finer)
+            canvas,
+            centre_x - PATCH * FACTOR ** (NUM_SCALES - 1 - finer) // 2 + column * FACTOR ** (NUM_SCALES - 1 - finer),
+            centre_y - PATCH * FACTOR ** (NUM_SCALES - 1 - finer) // 2 + row * FACTOR ** (NUM_SCALES - 1 - finer),
+            mask,
+            SIZE,
+            FACTOR ** (NUM_SCALES - 1 - finer),
         )
-        white = 255.0 * FACTOR ** (2 * (NUM_SCALES - 1 - finer))
-        mean = tl.div_rn(sums.to(tl.float32), tl.full(sums.shape, white, tl.float32))
-        tl.store(glimpses + (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * of_lane + within, mean, mask=mask)
+        mean = _mean(sums, FACTOR ** (NUM_SCALES - 1 - finer))
+        tl.store(glimpses + (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * of_lane + value, mean, mask=mask)
 
 
 def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int, scale_factor: int) -> Tensor:

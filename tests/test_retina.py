@@ -164,7 +164,8 @@ def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     for fields in KERNEL_CASES:
         config = GlimpseConfig(**fields)
         size = config.canvas_size
-        canvases = torch.randint(256, (40, 3, size, size), generator=generator, dtype=torch.uint8)
+        brightness = torch.rand(40, 3, 1, 1, generator=generator)
+        canvases = (torch.randint(256, (40, 3, size, size), generator=generator) * brightness).to(torch.uint8)
         locations = torch.rand(40, 2, generator=generator) * 2 - 1
         locations[:20] = (locations[:20] * size).round() / size  # corners and middles of pixels
         locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
@@ -176,7 +177,9 @@ def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.skipif(not retina._has_triton(), reason="NEEDS TRITON")
 def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
     code = (
-        "import torch\nfrom tests.test_retina import kernel_and_plain\n"
+        "import torch\nfrom tests.kernel_means import means_and_quotients\n"
+        "from tests.test_retina import kernel_and_plain\n"
+        "assert all(torch.equal(*means_and_quotients(side, 'cpu')) for side in (1, 2, 3, 4, 8, 16))\n"
         "pairs = kernel_and_plain('cpu')\n"
         "assert len(pairs) == 6 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
     )
@@ -185,5 +188,7 @@ def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the sensor is a kernel there")
 def test_kernel_gives_the_same_bits_on_a_gpu() -> None:
-    for ours, theirs in kernel_and_plain("cuda"):
+    from tests.kernel_means import means_and_quotients
+
+    for ours, theirs in (*kernel_and_plain("cuda"), *(means_and_quotients(side, "cuda") for side in (1, 2, 3, 4, 8))):
         assert torch.equal(ours, theirs)
