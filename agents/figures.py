@@ -1,4 +1,4 @@
-"""`python -m agents figures`: learning curves, paths of glimpses and mistakes of runs, as PNG files for a page."""
+"""`python -m agents figures`: learning curves, glimpses, their paths and mistakes of runs, as PNG files for a page."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ def draw_figures(
 ) -> None:
     """Draw learning curves of runs and, of each that has weights, where it looks and what it mistakes for what.
 
-    Writes learning-curves.png (validation error against training scenes, from metrics.jsonl), NAME-paths.png (the first
-    scenes of the split with the path of glimpses) and NAME-mistakes.png (wrong answers, the surest first). Scenes are
-    fixed, so the same run gives the same figures.
+    Writes learning-curves.png (validation error against training scenes, from metrics.jsonl), glimpses.png (error and
+    distance from the digit, glimpse by glimpse), NAME-paths.png (the first scenes of the split with the path of
+    glimpses) and NAME-mistakes.png (wrong answers, the surest first). Scenes are fixed, so the same run gives the same
+    figures.
 
     Args:
-        runs: Run folders or pretrained:NAME. Without weights a run is in the learning curves alone.
+        runs: Run folders or pretrained:NAME. Without weights a run is in the first two alone, and in the second by what
+            `evaluate` found on the split.
         out: Folder to write to.
         split: Which split's scenes to show; the test split, or the one checkpoints were chosen on.
         data_root: Folder with the datasets, if it is not where the runs were trained.
@@ -64,12 +66,18 @@ def draw_figures(
     out.mkdir(parents=True, exist_ok=True)
     if curves:
         _save(draw_curves(curves), out / "learning-curves.png")
+    glimpses: dict[str, Glimpses] = {}
     for name, folder in folders.items():
         if not any((folder.path / file).is_file() for file in WEIGHTS):
             say(f"{name}: no weights, so its paths and mistakes are not drawn")
+            found = folder.read_json("results.json", {}).get(f"{split} single", {})
+            if "distance_by_glimpse_pixels" in found:
+                glimpses[name] = Glimpses(found["accuracy_by_glimpse_percent"], found["distance_by_glimpse_pixels"])
             continue
         played = play(folder, name, split, data_root, device)
         if played.looks:
+            evaluation = played.evaluation
+            glimpses[name] = Glimpses(evaluation.accuracy_by_glimpse_percent, evaluation.distance_by_glimpse_pixels)
             index = torch.arange(min(MAX_SCENES, played.evaluation.episodes))
             title = f"{name}: scenes {index[0]} to {index[-1]}"
             _save(draw_scenes(played, index, title), out / f"{name}-paths.png")
@@ -81,6 +89,8 @@ def draw_figures(
             continue
         count = f"{min(MAX_SCENES, len(wrong))} of {len(wrong):,} mistakes, the surest first"
         _save(draw_scenes(played, wrong[:MAX_SCENES], f"{name}: {count}"), out / f"{name}-mistakes.png")
+    if glimpses:
+        _save(draw_glimpses(glimpses), out / "glimpses.png")
 
 
 def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -158,6 +168,48 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
         axes.set_ylabel("validation error in %")
         axes.grid(alpha=0.25)
         figure.legend(loc="outside right upper", title="best, in %", frameon=False, fontsize=8, alignment="left")
+    return figure
+
+
+class Glimpses(NamedTuple):
+    """What a run reached, glimpse by glimpse."""
+
+    accuracies: Sequence[float] | None
+    """Percent of right answers after each; None where it answers after the last alone."""
+    distances: Sequence[float]
+    """Mean distance of each from the digit's centre, in canvas pixels."""
+
+
+def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
+    """Error after each glimpse, and distance of each from the digit's centre.
+
+    Args:
+        runs: at least one, by name.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(9.5, max(3.4, 0.17 * len(runs) + 0.6)), layout="constrained")
+        answers, looks = figure.subplots(1, 2)
+        for number, (name, (accuracies, distances)) in enumerate(runs.items()):
+            line = _LINES[number // len(_COLOURS) % len(_LINES)]
+            style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
+            steps = range(1, len(distances) + 1)
+            last = f"{distances[-1]:4.1f}".replace(" ", "\N{FIGURE SPACE}")
+            looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {_short(name)}", **style)
+            if accuracies is not None:
+                answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
+        answers.set_ylabel("error after it in %")
+        looks.set_ylabel("its distance from the digit's centre in pixels")
+        for axes in (answers, looks):
+            axes.set_xlabel("glimpse")
+            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.25)
+        title = "last distance, in pixels"
+        figure.legend(loc="outside right upper", title=title, frameon=False, fontsize=8, alignment="left")
     return figure
 
 

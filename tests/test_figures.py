@@ -13,7 +13,17 @@ from PIL import Image
 
 from agents.cli import main
 from agents.environment import make_env
-from agents.figures import Played, draw_curves, draw_scenes, mistakes, name_runs, play, read_curve
+from agents.figures import (
+    Glimpses,
+    Played,
+    draw_curves,
+    draw_glimpses,
+    draw_scenes,
+    mistakes,
+    name_runs,
+    play,
+    read_curve,
+)
 from agents.loading import load_run
 from agents.ram.config import RamConfig
 from agents.runs import RunError, RunFolder
@@ -113,11 +123,41 @@ def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "curves.png")
 
 
+def test_glimpses_are_drawn_as_error_and_distance(tmp_path: Path) -> None:
+    figure = draw_glimpses({"_early": Glimpses([20.0, 90.0], [25.0, 6.5]), "late": Glimpses(None, [25.0, 24.0])})
+    answers, looks = figure.axes
+    assert [line.get_xydata().tolist() for line in answers.lines] == [[[1, 80], [2, 10]]]
+    assert [line.get_xydata().tolist() for line in looks.lines] == [[[1, 25], [2, 6.5]], [[1, 25], [2, 24]]]
+    assert answers.lines[0].get_color() == looks.lines[0].get_color() != looks.lines[1].get_color()
+    figure.savefig(tmp_path / "glimpses.png")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["\u20076.5  _early", "24.0  late"]
+
+
+def test_glimpses_are_of_the_split_with_and_without_weights(
+    run: RunFolder, played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = RunFolder(tmp_path / "bare")
+    bare.create("ram", RamConfig(task="digits").to_dict())
+    found = {"accuracy_by_glimpse_percent": [10.0, 30.0], "distance_by_glimpse_pixels": [9.0, 4.0]}
+    bare.write_json(
+        "results.json", {"validation single": found, "test single": {**found, "accuracy_by_glimpse_percent": None}}
+    )
+    drawn: list[dict[str, Glimpses]] = []
+    monkeypatch.setattr("agents.figures.draw_glimpses", lambda runs: drawn.append(runs) or draw_glimpses(runs))
+    for split in ("validation", "test"):
+        main(["figures", str(run.path), str(bare.path), "--out", str(tmp_path / "out"), "--split", split])
+    evaluation = played.evaluation
+    mine = Glimpses(evaluation.accuracy_by_glimpse_percent, evaluation.distance_by_glimpse_pixels)
+    assert drawn[0] == {"digits": mine, "bare": Glimpses([10.0, 30.0], [9.0, 4.0])}
+    assert drawn[1]["bare"] == Glimpses(None, [9.0, 4.0])
+    assert drawn[1]["digits"] != mine
+
+
 def test_the_command_writes_the_same_files_each_time(run: RunFolder, tmp_path: Path, capsys: Any) -> None:
     bare = RunFolder(tmp_path / "bare")
     bare.create("ram", RamConfig(task="digits").to_dict())
     bare.append_metrics({"epoch": 1, "scenes": 1000, "validation_error_percent": 50.0})
-    names = ["digits-mistakes.png", "digits-paths.png", "learning-curves.png"]
+    names = ["digits-mistakes.png", "digits-paths.png", "glimpses.png", "learning-curves.png"]
     for out in ("one", "two"):
         main(["figures", str(run.path), str(bare.path), "--out", str(tmp_path / "new" / out), "--split", "test"])
         assert "bare: no weights, so its paths and mistakes are not drawn" in capsys.readouterr().err
