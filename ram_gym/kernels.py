@@ -12,7 +12,7 @@ from torch import Tensor
 VALUES_PER_PROGRAM = 256
 WARPS = 4
 MOST_UNROLLED = tl.constexpr(8)
-"""Blocks of up to this side are summed without a loop."""
+"""Blocks of up to this side are summed without a loop. Above 22, halves of 16 bits could not hold the sum of one."""
 ROUNDING = tl.constexpr(1.5 * 2.0**23)
 """What is added to it is rounded to a whole number, ties to even: float32 has no finer ones there."""
 
@@ -33,9 +33,14 @@ def _fours_of_row(row, first, before, mask, SIZE: tl.constexpr, SIDE: tl.constex
     end = tl.load(row + SIDE // 4, mask=mask & _is_inside(first + SIDE, SIZE), other=0)
     four = start ^ ((start ^ end) & before)
     pairs = (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
-    for at in tl.static_range(1, SIDE // 4):
-        four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
-        pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
+    if SIDE <= MOST_UNROLLED:
+        for at in tl.static_range(1, SIDE // 4):
+            four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
+            pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
+    else:
+        for at in range(1, SIDE // 4):
+            four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
+            pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
     return pairs
 
 
@@ -56,11 +61,14 @@ def _pixels_of_row(row, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # typ
 def _block_sum(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sum of SIDE x SIDE pixels from (x, y) on; it is zero beyond the border."""
     sums = tl.zeros_like(x)
+    line = y
+    if SIZE >= 2**15:
+        line = y.to(tl.int64)  # such a canvas can have more pixels than an int32 counts
     if SIDE % 4 == 0 and SIZE % 4 == 0:
         over = x & 3
         first = x - over
-        before = (tl.full(x.shape, 1, tl.uint32) << (8 * over).to(tl.uint32)) - 1
-        fours = (canvas + (y * SIZE + first)).to(tl.pointer_type(tl.uint32), bitcast=True)
+        before = (1 << (8 * over).to(tl.uint32)) - 1
+        fours = (canvas + (line * SIZE + first)).to(tl.pointer_type(tl.uint32), bitcast=True)
         if SIDE <= MOST_UNROLLED:
             pairs = tl.zeros(x.shape, tl.uint32)
             for at in tl.static_range(SIDE):
@@ -73,7 +81,7 @@ def _block_sum(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # t
                 pairs = _fours_of_row(row, first, before, in_row, SIZE, SIDE)
                 sums += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
     else:
-        pixels = canvas + (y * SIZE + x)
+        pixels = canvas + (line * SIZE + x)
         if SIDE <= MOST_UNROLLED:
             for at in tl.static_range(SIDE):
                 sums += _pixels_of_row(pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
@@ -97,7 +105,7 @@ def _mean(sums, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.fma(rest, 1.0 / 255.0, near)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_values"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,
     locations,
@@ -159,12 +167,17 @@ def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int,
         float32 (N, K * C, P, P).
     """
     num, channels, size = canvases.shape[:3]
-    glimpses: Tensor = torch.empty(num, num_scales * channels, patch_size, patch_size, device=canvases.device)
+    canvases = canvases.contiguous()
+    if canvases.data_ptr() % 4:  # a view that begins amid four pixels
+        canvases = canvases.clone()
+    glimpses: Tensor = torch.empty(
+        num, num_scales * channels, patch_size, patch_size, dtype=torch.float32, device=canvases.device
+    )
     num_values = glimpses.numel() // num_scales
     grid: Any = (triton.cdiv(num_values, VALUES_PER_PROGRAM),)
     with torch.cuda.device_of(canvases):  # Triton launches where PyTorch is
         _sense[grid](
-            canvases.contiguous(),
+            canvases,
             locations.contiguous(),
             glimpses,
             num_values,
@@ -176,6 +189,6 @@ def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int,
             FACTOR=scale_factor,
             BLOCK=VALUES_PER_PROGRAM,
             num_warps=WARPS,
-            enable_fp_fusion=False,  # x - floor(x) must be of the x that was rounded
+            enable_fp_fusion=False,  # what ROUNDING is added to must have been rounded before
         )
     return glimpses

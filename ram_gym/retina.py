@@ -15,6 +15,8 @@ and PyTorch, on every device and in every batch size.
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -196,7 +198,9 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
 @cache
 def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    """Whether Triton is installed, and with it a C compiler, without which it cannot start a kernel."""
+    compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
+    return find_spec("triton") is not None and any(shutil.which(compiler) for compiler in compilers)
 
 
 def _has_kernel(array: Array) -> bool:

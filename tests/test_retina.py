@@ -151,6 +151,7 @@ KERNEL_CASES = [
     {"canvas_size": 60, "patch_size": 12, "num_scales": 3},
     {"canvas_size": 28, "patch_size": 2, "num_scales": 5},  # blocks of more than 8 x 8, read in fours
     {"canvas_size": 26, "patch_size": 2, "num_scales": 5},  # and one by one
+    {"canvas_size": 28, "patch_size": 1, "num_scales": 6},  # and of 32 x 32
     {"canvas_size": 28, "patch_size": 8},
     {"canvas_size": 9, "patch_size": 5, "num_scales": 2},
     {"canvas_size": 12, "patch_size": 3, "num_scales": 3, "scale_factor": 3},
@@ -169,8 +170,13 @@ def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         locations = torch.rand(40, 2, generator=generator) * 2 - 1
         locations[:20] = (locations[:20] * size).round() / size  # corners and middles of pixels
         locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
-        kernel = retina.sense(canvases.to(device), locations.to(device), config)
-        pairs.append((kernel.cpu(), take_glimpses(canvases, locations, config)))
+        plain = take_glimpses(canvases, locations, config)
+        pairs.append((retina.sense(canvases.to(device), locations.to(device), config).cpu(), plain))
+        # Views: one byte after where memory begins, and in another order.
+        beside = torch.cat((torch.zeros(1), canvases.flatten())).to(device, torch.uint8)[1:].view(canvases.shape)
+        swapped = canvases.transpose(2, 3).contiguous().to(device).transpose(2, 3)
+        for view, where in ((beside, locations.to(device)), (swapped, locations.to(device).t().contiguous().t())):
+            pairs.append((retina.sense(view, where, config).cpu(), plain))
     return pairs
 
 
@@ -181,7 +187,7 @@ def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
         "from tests.test_retina import kernel_and_plain\n"
         "assert all(torch.equal(*means_and_quotients(side, 'cpu')) for side in (1, 2, 3, 4, 8, 16))\n"
         "pairs = kernel_and_plain('cpu')\n"
-        "assert len(pairs) == 6 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
+        "assert len(pairs) == 21 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
