@@ -126,7 +126,7 @@ def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
 
 
 class _Constants(NamedTuple):
-    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values. Integers unless noted."""
+    """What `sense` needs for a configuration on a device; K scales of P x P values. int64 unless noted."""
 
     has_even_sides: bool
     has_odd_sides: bool
@@ -135,19 +135,14 @@ class _Constants(NamedTuple):
     """bool (K,), whether a scale's patches have even sides."""
     widths: Array
     """(K,), of the levels."""
-    lanes: Array
-    """(N, 1), where each pyramid begins."""
     offsets: Array
-    """(K, C * P * P), from where a patch's centre pixel would lie, were its level all there is, to its values."""
+    """(K, P * P), from where a patch's centre pixel would lie in its level, were that all there is, to its values."""
     divisors: Array
-    """float32 (K, 1), what white sums up to."""
+    """float32 (K, 1, 1), what white sums up to."""
 
 
 @lru_cache(maxsize=64)
-def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
-    num, channels, length = shape
-    # Half as many bytes to write and to read again, where they can count so far.
-    integer = xp.int32 if num * channels * length < 2**31 else xp.int64
+def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
     levels = _levels(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
     steps = np.arange(config.patch_size)
@@ -155,20 +150,18 @@ def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, wher
         level.start + (level.before - config.patch_side(scale) // 2) * (level.width + 1)
         for scale, level in enumerate(levels)
     ]
-    channel = length * np.arange(channels)[:, None, None]
     offsets = [
-        (channel + (steps[:, None] * level.width + steps) * level.block + first).ravel()
+        (steps[:, None] * level.width + steps).ravel() * level.block + first
         for level, first in zip(levels, firsts, strict=True)
     ]
     return _Constants(
         any(is_even),
         not all(is_even),
         xp.asarray(is_even, device=where),
-        xp.asarray([level.width for level in levels], dtype=integer, device=where),
-        xp.asarray(channels * length * np.arange(num)[:, None], dtype=integer, device=where),
-        xp.asarray(np.stack(offsets), dtype=integer, device=where),
+        xp.asarray([level.width for level in levels], dtype=xp.int64, device=where),
+        xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None],
+        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
     )
 
 
@@ -189,18 +182,17 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
         return kernels.sense(pyramid, locations, side, scales, config.scale_factor)
     xp = array_namespace(locations)
-    known = _constants(config, tuple(pyramid.shape), xp, device(locations))
+    known = _constants(config, xp, device(locations))
     num, channels = pyramid.shape[:2]
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
     if known.has_even_sides and known.has_odd_sides:
         centres = xp.where(known.is_even, patch_centres(pixels, 2)[..., None], patch_centres(pixels, 1)[..., None])
     else:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)[..., None]  # (N, 2, K or 1)
-    centres = xp.astype(centres, known.widths.dtype)
-    places = (centres[:, 1] * known.widths + centres[:, 0] + known.lanes)[..., None] + known.offsets
-    sums = _take(xp.reshape(pyramid, (-1,)), xp.reshape(places, (-1,)))
-    glimpses = xp.astype(xp.reshape(sums, (num, scales, channels * side**2)), xp.float32)
-    glimpses /= known.divisors
+    flat = (centres[:, 1] * known.widths + centres[:, 0])[..., None] + known.offsets  # (N, K, P * P)
+    sums = _look_up(pyramid, xp.reshape(flat, (num, 1, scales * side * side)))
+    sums = xp.permute_dims(xp.reshape(sums, (num, channels, scales, side * side)), (0, 2, 1, 3))
+    glimpses = xp.astype(sums, xp.float32) / known.divisors
     return xp.reshape(glimpses, (num, scales * channels, side, side))
 
 
@@ -245,10 +237,12 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     return glimpse.reshape(-1, side, side)
 
 
-# `take` of array_api_compat spends more on its checks than PyTorch on the lookup.
-def _take(table: Array, places: Array) -> Array:
-    """Entries of table (L,) at places (M,)."""
-    return table.index_select(0, places) if is_torch_array(table) else array_namespace(table).take(table, places)
+# `take_along_axis` of array_api_compat spends more on its checks than PyTorch on the lookup.
+def _look_up(table: Array, places: Array) -> Array:
+    """Entries of table (N, C, L) at places (N, 1, M), the same for all channels: (N, C, M)."""
+    if is_torch_array(table):
+        return table.gather(2, places.expand(-1, table.shape[1], -1))
+    return array_namespace(table).take_along_axis(table, places, axis=2)
 
 
 def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> Array:

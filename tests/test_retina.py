@@ -147,15 +147,6 @@ def test_clipping_keeps_what_is_inside() -> None:
     assert clip_locations(given_locations).tolist() == [[-1.0, 0.25], [1.0, -1.0]]
 
 
-def test_places_beyond_31_bits_are_counted_with_64() -> None:
-    config = GlimpseConfig(num_scales=2)
-    few, many = (retina._constants(config, (3, 2, length), np, None) for length in (10_000, 2**30))
-    assert (few.offsets.dtype, many.offsets.dtype) == (np.int32, np.int64)
-    assert few.lanes.ravel().tolist() == [0, 20_000, 40_000]
-    assert many.lanes.ravel().tolist() == [0, 2**31, 2**32]
-    assert (many.offsets[:, 64:] - many.offsets[:, :64] == 2**30).all()  # of the second channel
-
-
 KERNEL_CASES = [
     {"canvas_size": 60, "patch_size": 12, "num_scales": 3},
     {"canvas_size": 28, "patch_size": 2, "num_scales": 5},  # blocks of more than 8 x 8, read in fours
