@@ -14,8 +14,9 @@ from torch import Tensor
 
 from agents.command import say
 from agents.comparing import Split, evaluate_with_progress
+from agents.curves import STYLE, Glimpses, draw_curves, draw_glimpses, read_curve, short_name
 from agents.environment import make_env
-from agents.loading import load_run, read_config
+from agents.loading import load_run
 from agents.runs import RunFolder, find_run
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
 
@@ -24,17 +25,8 @@ if TYPE_CHECKING:
 
 COLUMNS, MAX_SCENES = 4, 24
 WEIGHTS = ("best.safetensors", "best_model.zip")
-_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
-_LINES = ("-", "--", "-.", ":")
 _RIGHT, _WRONG, _GREY = "#00734f", "#c22f00", "#777777"
 _BRIGHTNESS = 0.6  # of canvases, so that white lines are seen on white digits
-_LONGEST_NAME = 34
-_STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def draw_figures(
@@ -113,104 +105,6 @@ def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
         depth += 1
         names = ["-".join(path.parts[1:][-depth:]) for path in paths]
     return dict(zip(names, folders, strict=True))
-
-
-def read_curve(folder: RunFolder) -> np.ndarray:
-    """Validation error as training went on: float64 (n, 2), training scenes and error in percent.
-
-    Raises:
-        RunError: there is no such run, or its config.json is damaged.
-    """
-    # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
-    steps_per_scene = read_config(folder).environment().num_glimpses
-    points = [
-        (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
-        for row in folder.read_metrics()
-        if "validation_error_percent" in row and ("scenes" in row or "steps" in row)
-    ]
-    return np.array(points, np.float64).reshape(-1, 2)
-
-
-def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
-    """Learning curves, in the legend from the largest to the smallest best error, a dot where each is.
-
-    Args:
-        curves: at least one, by name, as `read_curve` gives them.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
-
-    order = sorted(curves, key=lambda name: -curves[name][:, 1].min())
-    with rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(7.5, max(4.2, 0.17 * len(curves) + 0.6)), layout="constrained")
-        axes = figure.subplots()
-        for number, name in enumerate(order):
-            scenes, errors = curves[name].T
-            best = f"{errors.min():5.2f}".replace(" ", "\N{FIGURE SPACE}")  # as wide as a digit
-            line = _LINES[number // len(_COLOURS) % len(_LINES)]
-            style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
-            axes.plot(scenes, errors, label=f"{best}  {_short(name)}", **style)
-            axes.plot(scenes[errors.argmin()], errors.min(), "o", color=style["color"], markersize=4)
-        # Where a curve reaches 0 it leaves the axes at the bottom, which are of the errors above 0.
-        axes.set_yscale("log", nonpositive="clip")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-        ends = [curve[-1, 0] for curve in curves.values()]
-        if max(ends) > 20 * min(ends):
-            axes.set_xscale("log")
-        else:
-            axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("training scenes")
-        axes.set_ylabel("validation error in %")
-        axes.grid(alpha=0.25)
-        figure.legend(loc="outside right upper", title="best, in %", frameon=False, fontsize=8, alignment="left")
-    return figure
-
-
-class Glimpses(NamedTuple):
-    """What a run reached, glimpse by glimpse."""
-
-    accuracies: Sequence[float] | None
-    """Percent of right answers after each; None where it answers after the last alone."""
-    distances: Sequence[float]
-    """Mean distance of each from the digit's centre, in canvas pixels."""
-
-
-def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
-    """Error after each glimpse, and distance of each from the digit's centre.
-
-    Args:
-        runs: at least one, by name.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(9.5, max(3.4, 0.17 * len(runs) + 0.6)), layout="constrained")
-        answers, looks = figure.subplots(1, 2)
-        for number, (name, (accuracies, distances)) in enumerate(runs.items()):
-            line = _LINES[number // len(_COLOURS) % len(_LINES)]
-            style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
-            steps = range(1, len(distances) + 1)
-            last = f"{distances[-1]:4.1f}".replace(" ", "\N{FIGURE SPACE}")
-            looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {_short(name)}", **style)
-            if accuracies is not None:
-                answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
-        answers.set_ylabel("error after it in %")
-        looks.set_ylabel("its distance from the digit's centre in pixels")
-        for axes in (answers, looks):
-            axes.set_xlabel("glimpse")
-            axes.set_ylim(bottom=0)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.25)
-        title = "last distance, in pixels"
-        figure.legend(loc="outside right upper", title=title, frameon=False, fontsize=8, alignment="left")
-    return figure
 
 
 class Played(NamedTuple):
@@ -294,9 +188,9 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     rows = -(-len(index) // COLUMNS)
     task = f'{evaluation.task} "{setting.composition}"' if setting.num_clutter else evaluation.task
     where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")
-        figure.suptitle(f"{_short(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
+        figure.suptitle(f"{short_name(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
         grid = figure.subplots(rows, 2 * COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
@@ -356,7 +250,3 @@ def _save(figure: Figure, path: Path) -> None:
             path, optimize=True
         )
     say(str(path))
-
-
-def _short(name: str, longest: int = _LONGEST_NAME) -> str:
-    return name if len(name) <= longest else "…" + name[1 - longest :]

@@ -105,6 +105,30 @@ def _mean(sums, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.fma(rest, 1.0 / 255.0, near)
 
 
+@triton.jit
+def _pool(  # type: ignore[no-untyped-def]
+    canvas,
+    left,
+    top,
+    near_x,
+    near_y,
+    row,
+    column,
+    mask,
+    SIZE: tl.constexpr,
+    PATCH: tl.constexpr,
+    SIDE: tl.constexpr,
+):
+    """The values in a row and column of a patch, each the mean of SIDE x SIDE pixels."""
+    if PATCH * SIDE % 2 == 0:
+        x = near_x - PATCH * SIDE // 2 + column * SIDE
+        y = near_y - PATCH * SIDE // 2 + row * SIDE
+    else:
+        x = left - PATCH * SIDE // 2 + column * SIDE
+        y = top - PATCH * SIDE // 2 + row * SIDE
+    return _mean(_block_sum(canvas, x, y, mask, SIZE, SIDE), SIDE)
+
+
 @triton.jit(do_not_specialize=["num_values"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,
@@ -138,18 +162,9 @@ def _sense(  # type: ignore[no-untyped-def]
 
     # The widest patch first: its pixels are what the finer ones look at too.
     for finer in tl.static_range(NUM_SCALES):
-        centre_x, centre_y = near_x, near_y
-        if PATCH * FACTOR ** (NUM_SCALES - 1 - finer) % 2 == 1:
-            centre_x, centre_y = left, top
-        sums = _block_sum(
-            canvas,
-            centre_x - PATCH * FACTOR ** (NUM_SCALES - 1 - finer) // 2 + column * FACTOR ** (NUM_SCALES - 1 - finer),
-            centre_y - PATCH * FACTOR ** (NUM_SCALES - 1 - finer) // 2 + row * FACTOR ** (NUM_SCALES - 1 - finer),
-            mask,
-            SIZE,
-            FACTOR ** (NUM_SCALES - 1 - finer),
+        mean = _pool(
+            canvas, left, top, near_x, near_y, row, column, mask, SIZE, PATCH, FACTOR ** (NUM_SCALES - 1 - finer)
         )
-        mean = _mean(sums, FACTOR ** (NUM_SCALES - 1 - finer))
         tl.store(glimpses + (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * of_lane + value, mean, mask=mask)
 
 

@@ -12,18 +12,9 @@ import torch
 from PIL import Image
 
 from agents.cli import main
+from agents.curves import Glimpses, draw_curves, draw_glimpses, read_curve
 from agents.environment import make_env
-from agents.figures import (
-    Glimpses,
-    Played,
-    draw_curves,
-    draw_glimpses,
-    draw_scenes,
-    mistakes,
-    name_runs,
-    play,
-    read_curve,
-)
+from agents.figures import Played, draw_scenes, mistakes, name_runs, play
 from agents.loading import load_run
 from agents.ram.config import RamConfig
 from agents.runs import RunError, RunFolder

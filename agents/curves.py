@@ -1,0 +1,132 @@
+"""Figures of lines: learning curves, and what runs reach glimpse by glimpse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from agents.loading import read_config
+from agents.runs import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+"""Of all figures of runs, for matplotlib's `rc_context`."""
+_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
+_LINES = ("-", "--", "-.", ":")
+_LONGEST_NAME = 34
+
+
+def read_curve(folder: RunFolder) -> np.ndarray:
+    """Validation error as training went on: float64 (n, 2), training scenes and error in percent.
+
+    Raises:
+        RunError: there is no such run, or its config.json is damaged.
+    """
+    # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
+    steps_per_scene = read_config(folder).environment().num_glimpses
+    points = [
+        (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
+        for row in folder.read_metrics()
+        if "validation_error_percent" in row and ("scenes" in row or "steps" in row)
+    ]
+    return np.array(points, np.float64).reshape(-1, 2)
+
+
+def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
+    """Learning curves, in the legend from the largest to the smallest best error, a dot where each is.
+
+    Args:
+        curves: at least one, by name, as `read_curve` gives them.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
+
+    order = sorted(curves, key=lambda name: -curves[name][:, 1].min())
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(7.5, max(4.2, 0.17 * len(curves) + 0.6)), layout="constrained")
+        axes = figure.subplots()
+        for number, name in enumerate(order):
+            scenes, errors = curves[name].T
+            best = f"{errors.min():5.2f}".replace(" ", "\N{FIGURE SPACE}")  # as wide as a digit
+            style = _line(number)
+            axes.plot(scenes, errors, label=f"{best}  {short_name(name)}", **style)
+            axes.plot(scenes[errors.argmin()], errors.min(), "o", color=style["color"], markersize=4)
+        # Where a curve reaches 0 it leaves the axes at the bottom, which are of the errors above 0.
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        ends = [curve[-1, 0] for curve in curves.values()]
+        if max(ends) > 20 * min(ends):
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("training scenes")
+        axes.set_ylabel("validation error in %")
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside right upper", title="best, in %", frameon=False, fontsize=8, alignment="left")
+    return figure
+
+
+class Glimpses(NamedTuple):
+    """What a run reached, glimpse by glimpse."""
+
+    accuracies: Sequence[float] | None
+    """Percent of right answers after each; None where it answers after the last alone."""
+    distances: Sequence[float]
+    """Mean distance of each from the digit's centre, in canvas pixels."""
+
+
+def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
+    """Error after each glimpse, and distance of each from the digit's centre.
+
+    Args:
+        runs: at least one, by name.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(9.5, max(3.4, 0.17 * len(runs) + 0.6)), layout="constrained")
+        answers, looks = figure.subplots(1, 2)
+        for number, (name, (accuracies, distances)) in enumerate(runs.items()):
+            style = _line(number)
+            steps = range(1, len(distances) + 1)
+            last = f"{distances[-1]:4.1f}".replace(" ", "\N{FIGURE SPACE}")
+            looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {short_name(name)}", **style)
+            if accuracies is not None:
+                answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
+        answers.set_ylabel("error after it in %")
+        looks.set_ylabel("its distance from the digit's centre in pixels")
+        for axes in (answers, looks):
+            axes.set_xlabel("glimpse")
+            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.25)
+        title = "last distance, in pixels"
+        figure.legend(loc="outside right upper", title=title, frameon=False, fontsize=8, alignment="left")
+    return figure
+
+
+def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name, or its end where it is longer than that."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def _line(number: int) -> dict[str, Any]:
+    """The look of a figure's line of that number."""
+    line = _LINES[number // len(_COLOURS) % len(_LINES)]
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
