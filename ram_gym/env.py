@@ -14,7 +14,7 @@ from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_locatio
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
-from ram_gym.retina import build_pyramid, canvases_of, sense_one
+from ram_gym.retina import canvases_of, new_pyramid, pixel_rows, sense_one, sum_boxes
 
 RENDER_FPS = 2
 
@@ -166,8 +166,11 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         indices = np.array([self._index], np.int64)
         keys = np.array([scenes.scene_keys(self._index, self._scene_seed, self.config.split)], np.int64)
         self._placement = scenes.place(indices, keys, self._data.images.shape, self.config)
-        canvas = scenes.compose(self._data.images, indices, self._placement, self.config)
-        self._pyramid = build_pyramid(canvas, self.config, self._pyramid)
+        if self._pyramid is None:
+            self._pyramid = new_pyramid(1, self._data.images.shape[1], self.config, self._data.images)
+        rows = pixel_rows(self._pyramid, self.config)
+        scenes.compose(self._data.images, indices, self._placement, self.config, rows)
+        sum_boxes(self._pyramid, self.config)
         self._path = [scenes.first_locations(keys)[0] if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}

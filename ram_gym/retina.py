@@ -29,139 +29,140 @@ from ram_gym.coordinates import Array, location_to_pixel, patch_centres
 
 
 class _Level(NamedTuple):
-    """Where one scale's box sums lie in a pyramid: a square of `width` from `start` on, row by row.
+    """Where one scale's box sums lie in a pyramid.
 
-    Its entry (x, y) is the sum of the b x b pixels whose top-left pixel is (x - before, y - before), b the block.
+    Sum (x, y), at `origin` + y * row + x, is that of the b x b pixels whose top-left pixel is (x, y), b the block.
     """
 
     block: int
-    before: int
-    """Rows and columns before pixel 0; all zero, like those after the last pixel."""
-    width: int
-    start: int
+    origin: int
 
 
 @lru_cache(maxsize=64)
-def _levels(config: GlimpseConfig) -> tuple[_Level, ...]:
-    levels, start = [], 0
-    for scale in range(config.num_scales):
-        block, following = config.block_side(scale), config.block_side(scale + 1)
-        # Wide enough that no patch leaves it, wherever the location; and that the next scale's sums are sums of
-        # shifted copies, without a case for the border.
-        half, is_last = (config.patch_side(scale) + 1) // 2, scale == config.num_scales - 1
-        before = max(half, block if is_last else following)
-        width = before + config.canvas_size + max(half, 1 if is_last else following - block + 1)
-        levels.append(_Level(block, before, width, start))
-        start += width * width
-    return tuple(levels)
+def _layout(config: GlimpseConfig) -> tuple[int, int, tuple[_Level, ...]]:
+    """A row's length, all scales' alike, a pyramid's length, and its levels, one after the other.
 
-
-def _square(pyramid: Array, level: _Level) -> Array:
-    """A level of a pyramid as a view. (N, C, L) -> (N, C, width, width)."""
-    flat = pyramid[:, :, level.start : level.start + level.width**2]
-    return array_namespace(pyramid).reshape(flat, (*flat.shape[:2], level.width, level.width))
+    Sums are zero beyond the canvas. Those left of it, where a block still reaches it, lie at the end of the row
+    before; so a level is one run of numbers, to which other runs can be added without a case for the border.
+    """
+    blocks = [config.block_side(scale) for scale in range(config.num_scales)]
+    halves = [(config.patch_side(scale) + 1) // 2 for scale in range(config.num_scales)]
+    # No patch leaves its level, wherever the location, nor do the sums that the next scale's are made of.
+    row = config.canvas_size + max(halves[-1], blocks[-1])
+    levels, end = [], row
+    for scale, (block, half) in enumerate(zip(blocks, halves, strict=True)):
+        following = blocks[scale + 1] if scale + 1 < config.num_scales else block
+        levels.append(_Level(block, end + max(half, following) * row))
+        end = levels[-1].origin + (config.canvas_size + max(half, following - block + 1)) * row
+    return row, end, tuple(levels)
 
 
 def new_pyramid(num: int, channels: int, config: GlimpseConfig, like: Array) -> Array:
-    """An empty pyramid for `build_pyramid`: zeros, of the kind and on the device of `like`."""
+    """A pyramid of black canvases, of the kind and on the device of `like`.
+
+    Returns:
+        Zeros (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other. Where
+        the sensor is a kernel: uint8 (N, C, S, S), the canvases.
+    """
     xp = array_namespace(like)
     if _has_kernel(like):
         return xp.zeros((num, channels, config.canvas_size, config.canvas_size), dtype=xp.uint8, device=device(like))
-    last = _levels(config)[-1]
-    largest = 255 * last.block**2
+    _, length, levels = _layout(config)
+    largest = 255 * levels[-1].block ** 2
     dtype = xp.uint8 if largest < 2**8 else xp.int16 if largest < 2**15 else xp.int32
-    return xp.zeros((num, channels, last.start + last.width**2), dtype=dtype, device=device(like))
+    return xp.zeros((num, channels, length), dtype=dtype, device=device(like))
 
 
-def build_pyramid(canvases: Array, config: GlimpseConfig, pyramid: Array | None = None) -> Array:
-    """Box sums of canvases at every place and scale.
+def pixel_rows(pyramid: Array, config: GlimpseConfig) -> Array:
+    """A view (N, C, S, R) of a pyramid: the canvases' pixels are its first S columns, the others stay zero."""
+    if _is_canvases(pyramid):
+        return pyramid
+    row, _, levels = _layout(config)
+    rows = pyramid[:, :, levels[0].origin : levels[0].origin + config.canvas_size * row]
+    return array_namespace(pyramid).reshape(rows, (*rows.shape[:2], config.canvas_size, row))
+
+
+def sum_boxes(pyramid: Array, config: GlimpseConfig) -> None:
+    """Makes all sums of a pyramid, in place, after its `pixel_rows` were changed."""
+    if _is_canvases(pyramid):
+        return
+    xp, (row, _, levels) = array_namespace(pyramid), _layout(config)
+    for fine, coarse in itertools.pairwise(levels):
+        # From the first row that a coarse block reaches.
+        first, length = -coarse.block * row, (coarse.block + config.canvas_size) * row
+        starts = [fine.origin + first + (y * row + x) * fine.block for y, x in np.ndindex((config.scale_factor,) * 2)]
+        terms = [pyramid[..., start : start + length] for start in starts]
+        sums = pyramid[..., coarse.origin + first : coarse.origin + first + length]
+        xp.add(terms[0], terms[1], out=sums)
+        for term in terms[2:]:
+            sums += term
+
+
+def build_pyramid(canvases: Array, config: GlimpseConfig) -> Array:
+    """What `sense` looks up: box sums of canvases at every place and scale.
 
     Args:
         canvases: uint8 (N, C, S, S).
         config: gives the number of scales and their factor.
-        pyramid: one that was built before for as many canvases; it is overwritten, which saves its allocation.
 
     Returns:
-        (N, C, L) of uint8, int16 or int32, whichever holds the largest sum; all scales one after the other. Where the
-        sensor is a kernel: `canvases`, or the given pyramid with their pixels.
+        As `new_pyramid`; where the sensor is a kernel, `canvases`.
     """
     if _has_kernel(canvases):
-        if pyramid is None:
-            return canvases
-        pyramid[...] = canvases
-        return pyramid
-    levels, size, factor = _levels(config), config.canvas_size, config.scale_factor
-    if pyramid is None:
-        pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
-    pixels = slice(levels[0].before, levels[0].before + size)
-    _square(pyramid, levels[0])[:, :, pixels, pixels] = canvases
-    for fine, coarse in itertools.pairwise(levels):
-        # Sums that begin at pixels from -coarse.block to size - 1; those further out stay zero.
-        first, length = fine.before - coarse.block, coarse.block + size
-        windows = [slice(first + copy * fine.block, first + copy * fine.block + length) for copy in range(factor)]
-        inside = slice(coarse.before - coarse.block, coarse.before + size)
-        sums = _square(pyramid, fine)
-        sums = _add_all([sums[..., window] for window in windows])
-        _add_all([sums[:, :, window] for window in windows], _square(pyramid, coarse)[:, :, inside, inside])
+        return canvases
+    pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
+    pixel_rows(pyramid, config)[..., : config.canvas_size] = canvases
+    sum_boxes(pyramid, config)
     return pyramid
-
-
-def _add_all(terms: list[Array], out: Array | None = None) -> Array:
-    """The sum of two or more arrays of one shape, into `out` where given."""
-    xp = array_namespace(terms[0])
-    total = xp.add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
-        total += term
-    return total
 
 
 def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
     """The canvases that a pyramid was built from: a copy, uint8 (N, C, S, S)."""
     xp = array_namespace(pyramid)
-    if _is_canvases(pyramid):
-        return xp.asarray(pyramid, copy=True)
-    level = _levels(config)[0]
-    pixels = slice(level.before, level.before + config.canvas_size)
-    return xp.astype(_square(pyramid, level)[:, :, pixels, pixels], xp.uint8, copy=True)
+    return xp.astype(pixel_rows(pyramid, config)[..., : config.canvas_size], xp.uint8, copy=True)
 
 
 class _Constants(NamedTuple):
-    """What `sense` needs for a configuration on a device; K scales of P x P values. int64 unless noted."""
+    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values. Integers unless noted."""
 
     has_even_sides: bool
     has_odd_sides: bool
     """Whether some patch has an even side in canvas pixels, and whether some has an odd one."""
     is_even: Array
     """bool (K,), whether a scale's patches have even sides."""
-    widths: Array
-    """(K,), of the levels."""
+    row: int
+    """Of the levels."""
+    lanes: Array
+    """(N, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
     offsets: Array
-    """(K, P * P), from where a patch's centre pixel would lie in its level, were that all there is, to its values."""
+    """(K, C * P * P), from where pixel y * row + x would lie, to the values of the patch that is centred on it."""
     divisors: Array
-    """float32 (K, 1, 1), what white sums up to."""
+    """float32 (K, 1), what white sums up to."""
 
 
 @lru_cache(maxsize=64)
-def _constants(config: GlimpseConfig, xp: Any, where: Any) -> _Constants:
-    levels = _levels(config)
+def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
+    num, channels, length = shape
+    # Half as many bytes to write and to read again, where they can count so far.
+    integer = xp.int32 if num * channels * length < 2**31 else xp.int64
+    row, _, levels = _layout(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
     steps = np.arange(config.patch_size)
-    firsts = [
-        level.start + (level.before - config.patch_side(scale) // 2) * (level.width + 1)
+    channel = length * np.arange(channels)[:, None, None]
+    offsets = [
+        level.origin - config.patch_side(scale) // 2 * (row + 1) + (steps[:, None] * row + steps) * level.block
         for scale, level in enumerate(levels)
     ]
-    offsets = [
-        (steps[:, None] * level.width + steps).ravel() * level.block + first
-        for level, first in zip(levels, firsts, strict=True)
-    ]
+    offsets = [(channel + offset).ravel() for offset in offsets]
     return _Constants(
         any(is_even),
         not all(is_even),
         xp.asarray(is_even, device=where),
-        xp.asarray([level.width for level in levels], dtype=xp.int64, device=where),
-        xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
+        row,
+        xp.asarray(channels * length * np.arange(num)[:, None], dtype=integer, device=where),
+        xp.asarray(np.stack(offsets), dtype=integer, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
+        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None],
     )
 
 
@@ -182,17 +183,18 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
         return kernels.sense(pyramid, locations, side, scales, config.scale_factor)
     xp = array_namespace(locations)
-    known = _constants(config, xp, device(locations))
+    known = _constants(config, tuple(pyramid.shape), xp, device(locations))
     num, channels = pyramid.shape[:2]
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
     if known.has_even_sides and known.has_odd_sides:
         centres = xp.where(known.is_even, patch_centres(pixels, 2)[..., None], patch_centres(pixels, 1)[..., None])
     else:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)[..., None]  # (N, 2, K or 1)
-    flat = (centres[:, 1] * known.widths + centres[:, 0])[..., None] + known.offsets  # (N, K, P * P)
-    sums = _look_up(pyramid, xp.reshape(flat, (num, 1, scales * side * side)))
-    sums = xp.permute_dims(xp.reshape(sums, (num, channels, scales, side * side)), (0, 2, 1, 3))
-    glimpses = xp.astype(sums, xp.float32) / known.divisors
+    centres = xp.astype(centres, known.lanes.dtype)
+    places = (centres[:, 1] * known.row + centres[:, 0] + known.lanes)[..., None] + known.offsets
+    sums = _look_up(xp.reshape(pyramid, (-1,)), xp.reshape(places, (num, -1)))
+    glimpses = xp.astype(xp.reshape(sums, (num, scales, channels * side**2)), xp.float32)
+    glimpses /= known.divisors
     return xp.reshape(glimpses, (num, scales * channels, side, side))
 
 
@@ -224,25 +226,31 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     Returns:
         float32 (K * C, P, P) in [0, 1].
     """
-    side, channels = config.patch_size, pyramid.shape[1]
+    side, channels, length = config.patch_size, *pyramid.shape[1:]
     x, y = location_to_pixel(location, config.canvas_size).tolist()
     glimpse = np.empty((config.num_scales, channels, side, side), np.float32)
-    for scale, level in enumerate(_levels(config)):
-        span = side * level.block
+    row, _, levels = _layout(config)
+    size = pyramid.itemsize
+    for scale, (block, origin) in enumerate(levels):
+        span = side * block
         # Python rounds ties to even, as `patch_origins` does.
-        column, row = ((round(at) if span % 2 == 0 else int(at)) - span // 2 + level.before for at in (x, y))
-        sums = pyramid[0, :, level.start : level.start + level.width**2].reshape(channels, level.width, level.width)
-        sums = sums[:, row : row + span : level.block, column : column + span : level.block]
-        np.divide(sums, 255 * level.block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
+        left, top = ((round(at) if span % 2 == 0 else int(at)) - span // 2 for at in (x, y))
+        start, strides = size * (origin + top * row + left), (size * length, size * row * block, size * block)
+        sums: np.ndarray = np.ndarray((channels, side, side), pyramid.dtype, pyramid, start, strides)
+        np.divide(sums, 255 * block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
     return glimpse.reshape(-1, side, side)
 
 
-# `take_along_axis` of array_api_compat spends more on its checks than PyTorch on the lookup.
+# `take` of array_api_compat spends more on its checks than PyTorch on the lookup.
 def _look_up(table: Array, places: Array) -> Array:
-    """Entries of table (N, C, L) at places (N, 1, M), the same for all channels: (N, C, M)."""
-    if is_torch_array(table):
-        return table.gather(2, places.expand(-1, table.shape[1], -1))
-    return array_namespace(table).take_along_axis(table, places, axis=2)
+    """Entries of table (L,) at places (N, M): (N, M) or (N * M,)."""
+    if not is_torch_array(table):
+        return array_namespace(table).take(table, places)
+    from torch import get_num_threads
+
+    if table.device.type == "cpu" and get_num_threads() == 1:
+        return table.index_select(0, places.reshape(-1))  # always on one thread, and there the quicker of the two
+    return table.expand(places.shape[0], -1).gather(1, places)
 
 
 def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> Array:

@@ -7,13 +7,14 @@ function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorando
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import SPLITS, GlimpseConfig
-from ram_gym.coordinates import Array, pixel_to_location
+from ram_gym.coordinates import Array, as_numpy, pixel_to_location
 
 # Draw numbers: what each number drawn for a scene is used for. Those of clutter piece j follow CLUTTER + 5 * j, so a
 # scene with more clutter has the same digit and the same first pieces.
@@ -32,10 +33,18 @@ _MULTIPLIER_2 = _signed(0x94D049BB133111EB)
 
 
 def _mix(z: Array) -> Array:
-    """SplitMix64's bijection of 64-bit numbers, held as int64. The masks make arithmetic shifts logical ones."""
-    z = _wrap((z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIER_1)
-    z = _wrap((z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIER_2)
-    return z ^ ((z >> 31) & (2**33 - 1))
+    """SplitMix64's bijection of 64-bit numbers, held as int64."""
+    z = _wrap(_xor_shifted(z, 30) * _MULTIPLIER_1)
+    z = _wrap(_xor_shifted(z, 27) * _MULTIPLIER_2)
+    return _xor_shifted(z, 31)
+
+
+def _xor_shifted(z: Array, bits: int) -> Array:
+    """A new z ^ (z >> bits). The mask makes the arithmetic shift a logical one."""
+    shifted = z >> bits
+    shifted &= 2 ** (64 - bits) - 1
+    shifted ^= z
+    return shifted
 
 
 def _wrap(z: Array) -> Array:
@@ -55,11 +64,38 @@ def draw_integers(keys: Array, draw: Array, bound: Array) -> Array:
     return (((hash_with(keys, draw) >> 33) & (2**31 - 1)) * bound) >> 31
 
 
+NUMPY_UP_TO = 2048
+"""How many scenes on the host at most are drawn with NumPy though tensors come in. Drawing is tens of operations on few
+numbers, each of which NumPy starts in less than half of PyTorch's time; with more scenes PyTorch may use threads."""
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
+
+
+def _in_numpy_if_few(draw: Draw) -> Draw:
+    """Draws for few scenes on the host with NumPy: the same numbers, sooner."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        first = next(filter(is_torch_array, (*args, *kwargs.values())), None)
+        if first is None or first.device.type != "cpu" or not first.ndim or first.numel() > NUMPY_UP_TO:
+            return draw(*args, **kwargs)
+        from torch import from_numpy
+
+        arrays = draw(*map(as_numpy, args), **{name: as_numpy(value) for name, value in kwargs.items()})
+        if not isinstance(arrays, tuple):
+            return from_numpy(arrays)
+        return Placement(*map(from_numpy, arrays)) if isinstance(arrays, Placement) else tuple(map(from_numpy, arrays))
+
+    return cast(Draw, drawn)
+
+
+@_in_numpy_if_few
 def scene_keys(indices: Array, scene_seeds: Array, split: str) -> Array:
     """The keys that all draws of scenes start from. int64 (N,), int64 (N,) -> int64 (N,), or ints -> int."""
     return hash_with(hash_with(hash_with(scene_seeds, 0), SPLITS.index(split)), indices)
 
 
+@_in_numpy_if_few
 def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array, Array]:
     """The image index and the fresh scene seed of each environment's next episode.
 
@@ -75,6 +111,7 @@ def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array
     return draw_integers(keys, 0, num_images), draw_integers(keys, EPISODE_SCENE_SEED, 2**31 - 1)
 
 
+@_in_numpy_if_few
 def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
     """Uniformly random first locations of scenes. int64 (N,) -> float32 (N, 2) in [-1, 1).
 
@@ -104,6 +141,7 @@ class Placement(NamedTuple):
     """(N, J, 2), (x, y) of the piece's top-left pixel on the canvas."""
 
 
+@_in_numpy_if_few
 def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: GlimpseConfig) -> Placement:
     """Draws the places of digits and clutter, each uniform over all places that fit, edges included.
 
@@ -146,7 +184,9 @@ def digit_locations(placement: Placement, image_shape: tuple[int, ...], config: 
     return pixel_to_location(pixels, config.canvas_size)
 
 
-def compose(images: Array, indices: Array, placement: Placement, config: GlimpseConfig) -> Array:
+def compose(
+    images: Array, indices: Array, placement: Placement, config: GlimpseConfig, out: Array | None = None
+) -> Array:
     """The scenes' canvases.
 
     Clutter pieces are summed; the digit is added to them and the sum clipped at 255 (composition "add": clutter may
@@ -157,45 +197,62 @@ def compose(images: Array, indices: Array, placement: Placement, config: Glimpse
         indices: int64 (N,), the images shown.
         placement: from `place`.
         config: canvas size, clutter size and composition.
+        out: integers (N, C, S, R), a canvas's rows without gaps: where to put the canvases, in the first S of R
+            columns. The others must be zero, and stay it.
 
     Returns:
-        uint8 (N, C, S, S).
+        The first S columns of `out`; without it uint8 (N, C, S, S).
     """
     xp = array_namespace(images)
-    _, channels, height, width = images.shape
-    size, piece, num = config.canvas_size, config.clutter_size, indices.shape[0]
+    num, size, piece = indices.shape[0], config.canvas_size, config.clutter_size
+    channels, height, width = images.shape[1:]
     digits = _take(images, indices)  # (N, C, H, W)
     if not config.num_clutter and height == width == size:
-        return digits
+        if out is None:
+            return digits
+        out[..., :size] = digits
+        return out[..., :size]
     # The sum of all pieces and the digit, unclipped, has to fit.
-    dtype = xp.int16 if 255 * (config.num_clutter + 1) < 2**15 else xp.int32
-    flat = xp.zeros((num, channels * size * size), dtype=dtype, device=device(images))
-    if config.num_clutter:
-        crops = _box_indices(placement.clutter_crop, channels, height, width, piece, piece)  # (N, J, C * piece^2)
-        crops = placement.clutter_source[..., None] * (channels * height * width) + crops
-        pieces = xp.astype(_take(xp.reshape(images, (-1,)), xp.reshape(crops, (-1,))), dtype)
-        places = _box_indices(placement.clutter, channels, size, size, piece, piece)
-        _add_at(flat, xp.reshape(places, (num, -1)), xp.reshape(pieces, (num, -1)))
-    box = _box_indices(placement.digit, channels, size, size, height, width)  # (N, C * H * W)
-    values = xp.astype(xp.reshape(digits, (num, -1)), dtype)
-    if config.composition == "add":
-        _add_at(flat, box, values)
+    largest = 255 * (config.num_clutter + 1)
+    if out is not None and xp.iinfo(out.dtype).max >= largest:
+        sums = out
+        sums[...] = 0
     else:
-        _put_at(flat, box, values)
-    return xp.reshape(xp.astype(xp.clip(flat, 0, 255), xp.uint8), (num, channels, size, size))
+        dtype = xp.int16 if largest < 2**15 else xp.int32
+        sums = xp.zeros((num, channels, size, size), dtype=dtype, device=device(images))
+    columns = sums.shape[-1]
+    if config.num_clutter:
+        sources = placement.clutter_source[..., None] * (channels * height * width)
+        crops = xp.reshape(sources + _box_places(placement.clutter_crop, width, piece, piece), (-1,))
+        places = xp.reshape(_box_places(placement.clutter, columns, piece, piece), (num, -1))
+    box = _box_places(placement.digit, columns, height, width)
+    for channel in range(channels):
+        flat = xp.reshape(sums[:, channel], (num, -1))
+        if config.num_clutter:
+            pieces = _take(xp.reshape(images, (-1,)), crops + channel * height * width if channel else crops)
+            _add_at(flat, places, xp.astype(xp.reshape(pieces, (num, -1)), sums.dtype))
+        put = _add_at if config.composition == "add" else _put_at
+        put(flat, box, xp.astype(xp.reshape(digits[:, channel], (num, -1)), sums.dtype))
+    if config.num_clutter:
+        xp.clip(sums, 0, 255, out=sums)
+    if out is None:
+        return xp.astype(sums, xp.uint8)
+    if sums is not out:
+        out[..., :size] = sums
+    return out[..., :size]
 
 
-def _box_indices(origins: Array, channels: int, rows: int, columns: int, height: int, width: int) -> Array:
-    """Flat indices of boxes in (channels, rows, columns) arrays. int64 (..., 2) -> int64 (..., C * height * width)."""
-    inside = _box(channels, rows * columns, columns, height, width, array_namespace(origins), device(origins))
+def _box_places(origins: Array, columns: int, height: int, width: int) -> Array:
+    """Flat indices of boxes in canvases whose rows have `columns`. int64 (..., 2) -> int64 (..., height * width)."""
+    inside = _box(columns, height, width, array_namespace(origins), device(origins))
     return (origins[..., 1] * columns + origins[..., 0])[..., None] + inside
 
 
 @lru_cache(maxsize=64)
-def _box(channels: int, area: int, columns: int, height: int, width: int, xp: Any, where: Any) -> Array:
-    """Flat indices of the box whose top-left pixel is (0, 0). int64 (channels * height * width,)."""
-    y, x, c = (xp.arange(n, dtype=xp.int64, device=where) for n in (height, width, channels))
-    return xp.reshape(c[:, None, None] * area + y[:, None] * columns + x, (-1,))
+def _box(columns: int, height: int, width: int, xp: Any, where: Any) -> Array:
+    """Flat indices of the box whose top-left pixel is (0, 0). int64 (height * width,)."""
+    y, x = (xp.arange(n, dtype=xp.int64, device=where) for n in (height, width))
+    return xp.reshape(y[:, None] * columns + x, (-1,))
 
 
 # Scatter has no place in the array API standard yet, and `take` of PyTorch is slow where indices may be negative, so

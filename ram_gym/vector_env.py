@@ -19,7 +19,7 @@ from ram_gym.arguments import MAX_SEED, Checked, check_integers, check_keys, che
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import build_pyramid, canvases_of, new_pyramid, sense
+from ram_gym.retina import canvases_of, new_pyramid, pixel_rows, sense, sum_boxes
 
 Output = Literal["numpy", "torch"]
 
@@ -311,8 +311,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         pixels = self.num_channels * self.config.canvas_size**2
         for part in _blocks(len(index), pixels, PIXELS_AT_ONCE.get(self.device.type, AT_ONCE)):
             places = scenes.Placement(*(value[part] for value in placement))
-            canvases = scenes.compose(self._images, index[part], places, self.config)
-            build_pyramid(canvases, self.config, pyramid[part])
+            rows = pixel_rows(pyramid[part], self.config)
+            scenes.compose(self._images, index[part], places, self.config, rows)
+            sum_boxes(pyramid[part], self.config)
         return pyramid
 
     def _look(self) -> None:

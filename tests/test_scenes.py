@@ -109,11 +109,42 @@ def test_compose_equals_the_slow_way_in_numpy_and_torch(data: st.DataObject) -> 
     for lane, index in enumerate(indices):
         np.testing.assert_array_equal(canvases[lane], slow_canvas(images, lane, index, place, config))
     assert (place.clutter_source != indices[:, None]).all()
-    in_torch = scenes.place(torch.as_tensor(indices), torch.as_tensor(keys), images.shape, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "NUMPY_UP_TO", data.draw(st.sampled_from([0, 6])))
+        in_torch = scenes.place(torch.as_tensor(indices), torch.as_tensor(keys), images.shape, config)
     for ours, theirs in zip(place, in_torch, strict=True):
         np.testing.assert_array_equal(ours, theirs.numpy())
     composed = scenes.compose(torch.as_tensor(images), torch.as_tensor(indices), in_torch, config)
     np.testing.assert_array_equal(composed.numpy(), canvases)
+    size, wide = config.canvas_size, config.canvas_size + data.draw(st.integers(0, 3))
+    rows = np.zeros((*canvases.shape[:3], wide), data.draw(st.sampled_from([np.uint8, np.int16, np.int32])))
+    rows[..., :size] = 77
+    for out in (rows.copy(), torch.as_tensor(rows)):
+        like = np.asarray if isinstance(out, np.ndarray) else torch.as_tensor
+        written = scenes.compose(like(images), like(indices), scenes.Placement(*map(like, place)), config, out)
+        np.testing.assert_array_equal(np.asarray(written), canvases)
+        np.testing.assert_array_equal(np.asarray(out)[..., :size], canvases)
+        assert not np.asarray(out)[..., size:].any()
+
+
+def test_few_and_many_scenes_are_drawn_alike() -> None:
+    config = GlimpseConfig(canvas_size=40, num_clutter=2)
+    seeds, shape = torch.arange(-1500, 1500) * 2**50, (100, 1, 28, 28)
+
+    def draw(lanes: slice) -> list[torch.Tensor]:
+        index, scene_seed = scenes.episode_scenes(seeds[lanes], seeds[lanes] % 7, num_images=100)
+        keys = scenes.scene_keys(index, scene_seeds=scene_seed, split="test")
+        located = scenes.first_locations(keys), scenes.first_locations(keys, rollout=seeds[lanes] % 3)
+        return [index, scene_seed, keys, *located, *scenes.place(index, keys, shape, config)]
+
+    assert len(seeds) > scenes.NUMPY_UP_TO
+    for many, few, one in zip(draw(slice(None)), draw(slice(20)), draw(slice(5, 6)), strict=True):
+        assert torch.equal(many[:20], few)
+        assert torch.equal(many[5:6], one)
+        assert many.dtype == few.dtype
+    for number in range(2):  # numbers without a dimension too
+        scalar = scenes.scene_keys(torch.tensor(3), torch.tensor(number), "test")
+        assert torch.equal(scalar, scenes.scene_keys(torch.tensor([3]), torch.tensor([number]), "test")[0])
 
 
 def test_every_place_is_reached_edges_included() -> None:
