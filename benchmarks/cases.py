@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.progress import show_progress
-from benchmarks.timing import Settings, hardware, meminfo
+from benchmarks.timing import Settings, hardware, meminfo, pool
 from ram_gym import GlimpseConfig, get_task
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +58,8 @@ class Plan:
     """Host memory in GiB that a case on the CPU may take; None: nine tenths of what is free when it begins."""
     in_process: bool = False
     """Run in this process, for tests; threads are then what the process has."""
+    rounds: int = 1
+    """How often all cases are measured, each time in fresh processes; see `timing.pool`."""
 
 
 def run_cases(title: str, cases: list[Case], plan: Plan, *, one_process_each: bool = False) -> list[dict[str, Any]]:
@@ -70,14 +72,16 @@ def run_cases(title: str, cases: list[Case], plan: Plan, *, one_process_each: bo
         returned, or `skipped`, the reason.
     """
     rows: list[dict[str, Any]] = []
+    num_rows = plan.rounds * len(cases)
     start = time.monotonic()
     with show_progress(title) as report:
-        for row in _rows(cases, plan, one_process_each):
-            rows.append(row)
-            share = len(rows) / len(cases)
-            text = f"{len(rows)}/{len(cases)} {describe(row)}"
-            report(share, text, (time.monotonic() - start) / share * (1 - share))
-    return rows
+        for _ in range(plan.rounds):
+            for row in _rows(cases, plan, one_process_each):
+                rows.append(row)
+                share = len(rows) / num_rows
+                text = f"{len(rows)}/{num_rows} {describe(row)}"
+                report(share, text, (time.monotonic() - start) / share * (1 - share))
+    return [pool(rows[number :: len(cases)]) for number in range(len(cases))]
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -192,7 +196,7 @@ def run_and_write(
         "command": ["python", "-m", "benchmarks", *sys.argv[1:]],
         "started": started,
         "hardware": before,
-        "settings": dataclasses.asdict(plan.settings),
+        "settings": {**dataclasses.asdict(plan.settings), "rounds": plan.rounds},
         "notes": [*notes, *skipped],
         "rows": rows,
     }

@@ -69,11 +69,14 @@ class Options:
     """Timed repeats, of which the median and the spread are told."""
     seconds: float = 0.2
     """How long a repeat takes at least, and the warm-up before them."""
+    rounds: int = 1
+    """How often all of it is measured, in fresh processes each time; medians are over all repeats of all rounds."""
     in_process: bool = False
     """Run here instead of in fresh processes, with the threads that this process has. For tests."""
 
     def __post_init__(self) -> None:
-        for name, values in (("batch", self.batch), ("threads", self.threads), ("repeats", (self.repeats,))):
+        numbers = {"batch": self.batch, "threads": self.threads, "repeats": (self.repeats,), "rounds": (self.rounds,)}
+        for name, values in numbers.items():
             if any(value < 1 for value in values):
                 raise ValueError(f"{name} must be at least 1, got {' '.join(map(str, values))}")
         if not self.threads or not self.device:
@@ -87,7 +90,8 @@ class Options:
         settings = Settings(2, 0.01, 0.0) if self.quick else Settings(self.repeats, self.seconds, self.seconds)
         root = self.data_root or os.environ.get("RAM_GYM_DATA")
         # Workers may run elsewhere.
-        return Plan(settings, str(Path(root).absolute()) if root else None, self.memory_gb, self.in_process)
+        where = str(Path(root).absolute()) if root else None
+        return Plan(settings, where, self.memory_gb, self.in_process, self.rounds)
 
     def tasks(self, default: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks to measure."""

@@ -224,9 +224,11 @@ def _machine(result: dict[str, Any]) -> list[str]:
     caches = ", ".join(f"{level} {size // 1024:,} KiB" for level, size in machine["caches"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     variables = " ".join(f"{key}={value}" for key, value in machine["environment"].items())
+    several = settings.get("rounds", 1) > 1
+    rounds = f", in each of {settings['rounds']} rounds of fresh processes" if several else ""
     return [
         f"`{' '.join(result['command'])}`, {result['started']}. {machine['cpu']}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; {variables}; load average "
         f"before: {machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} "
-        f"repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up."
+        f"repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up{rounds}."
     ]

@@ -78,21 +78,37 @@ def measure(
         wait()
         seconds.append(clock() - begin)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    total = work * passes
-    spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     return {
         "unit": unit,
-        "work": total,
+        "work": work * passes,
         "passes": passes,
         "warm_up": {"passes": warm_up_passes, "seconds": end - start},
-        "seconds": {**spread, "all": seconds},
-        "rate": {
-            "median": total / spread["median"],
-            "min": total / spread["max"],
-            "max": total / spread["min"],
-        },
+        **_spread(seconds, work * passes),
         "page_faults": faults / (passes * len(seconds)),
     }
+
+
+def _spread(seconds: list[float], work: int) -> dict[str, Any]:
+    """`seconds` and `rate` of repeats that did as much work each."""
+    spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    rate = {"median": work / spread["median"], "min": work / spread["max"], "max": work / spread["min"]}
+    return {"seconds": {**spread, "all": seconds}, "rate": rate}
+
+
+def pool(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of a case's rows from several rounds: the first, with the repeats of all.
+
+    Two processes that run the same code differ by up to a third, by where their arrays came to lie, and a machine's
+    speed wanders over minutes: a median over rounds says more than one over repeats. Rounds that skipped the case do
+    not count; without a rate in any it is the row of the last.
+    """
+    rated = [row for row in rows if "rate" in row]
+    if len(rated) < 2:
+        return (rated or rows)[-1]
+    work = rated[0]["work"]
+    seconds = [second * work / row["work"] for row in rated for second in row["seconds"]["all"]]
+    faults = statistics.mean(row["page_faults"] for row in rated)
+    return {**rated[0], **_spread(seconds, work), "page_faults": faults}
 
 
 def synchronizer(device: str) -> Callable[[], object] | None:

@@ -18,7 +18,7 @@ from benchmarks.cases import Case, Plan, run_case, run_cases
 from benchmarks.cli import main
 from benchmarks.peers import ArrayDataset, PictureDataset, PlainTraining, compose, crop_loop
 from benchmarks.report import aims, number
-from benchmarks.timing import Settings, measure, meminfo
+from benchmarks.timing import Settings, measure, meminfo, pool
 from ram_gym import TASKS, GlimpseConfig, load_dataset, take_glimpses
 
 QUICK = ["--quick", "--in-process", "--device", "cpu"]
@@ -77,6 +77,22 @@ def test_measure_waits_for_the_device_before_it_reads_the_clock() -> None:
         clock.now += 7
 
     assert measure(clock.run, 1, "things", Settings(3, 0.0, 0.0), wait, clock)["seconds"]["all"] == [8, 8, 8]
+
+
+def test_rounds_are_pooled_over_the_same_work() -> None:
+    rounds = []
+    for passes, durations in ((2, [2, 2, 6]), (1, [2, 5, 9])):
+        clock = Clock([0.5, 1 / passes, *(second / passes for second in durations for _ in range(passes))])
+        rounds.append(measure(clock.run, 10, "things", Settings(3, 1.0, 0.0), clock=clock))
+    assert [(row["passes"], row["seconds"]["all"]) for row in rounds] == [(2, [2, 2, 6]), (1, [2, 5, 9])]
+    pooled = pool(rounds)
+    # A round of one pass did half the work: its repeats count double.
+    assert pooled["seconds"] == {"median": 5, "min": 2, "max": 18, "all": [2, 2, 6, 4, 10, 18]}
+    assert (pooled["work"], pooled["rate"]) == (20, {"median": 4, "min": 20 / 18, "max": 10})
+    skipped = {"skipped": "no room"}
+    assert pool([skipped, rounds[0]]) == rounds[0]
+    assert pool([skipped, *rounds]) == pooled
+    assert pool([skipped, skipped]) == skipped
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +224,7 @@ def test_a_killed_process_loses_one_case_and_the_others_go_on(monkeypatch: pytes
     rows = run_cases("test", cases, Plan())
     assert [(row["threads"], row["batch"]) for row in rows] == [(case.threads, case.batch) for case in cases]
     assert ["skipped" in row for row in rows] == [False, True, False] * 2
+    assert run_cases("test", cases, Plan(rounds=2)) == rows
     assert [row["threads_there"] for row in rows if "skipped" not in row] == ["1", "1", "2", "2"]
 
 
