@@ -164,14 +164,14 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._index = drawn_index if index is None else index
         self._scene_seed = drawn_seed if scene_seed is None else scene_seed
         indices = np.array([self._index], np.int64)
-        keys = np.array([scenes.scene_keys(self._index, self._scene_seed, self.config.split)], np.int64)
-        self._placement = scenes.place(indices, keys, self._data.images.shape, self.config)
+        key = scenes.scene_keys(self._index, self._scene_seed, self.config.split)
+        self._placement = scenes.place(indices, np.array([key], np.int64), self._data.images.shape, self.config)
         if self._pyramid is None:
             self._pyramid = new_pyramid(1, self._data.images.shape[1], self.config, self._data.images)
         rows = pixel_rows(self._pyramid, self.config)
         scenes.compose(self._data.images, indices, self._placement, self.config, rows)
         sum_boxes(self._pyramid, self.config)
-        self._path = [scenes.first_locations(keys)[0] if location is None else location]
+        self._path = [scenes.first_locations(key) if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}
 

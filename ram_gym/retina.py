@@ -216,10 +216,10 @@ def _is_canvases(pyramid: Array) -> bool:
 
 
 def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:
-    """The glimpse that `sense` gives, of a single canvas in NumPy: slices instead of lookups.
+    """The glimpse that `sense` gives, of a single canvas in NumPy: a view with strides instead of lookups.
 
     Args:
-        pyramid: what `build_pyramid` gave for one canvas of C channels.
+        pyramid: what `build_pyramid` gave for one canvas of C channels (without gaps in memory).
         location: float32 (2,) in [-1, 1].
         config: as `sense`.
 
@@ -233,9 +233,9 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     size = pyramid.itemsize
     for scale, (block, origin) in enumerate(levels):
         span = side * block
-        # Python rounds ties to even, as `patch_origins` does.
-        left, top = ((round(at) if span % 2 == 0 else int(at)) - span // 2 for at in (x, y))
-        start, strides = size * (origin + top * row + left), (size * length, size * row * block, size * block)
+        nearest = int if span % 2 else round  # Python rounds ties to even, as `patch_origins` does
+        first = origin + (nearest(y) - span // 2) * row + nearest(x) - span // 2
+        start, strides = size * first, (size * length, size * row * block, size * block)
         sums: np.ndarray = np.ndarray((channels, side, side), pyramid.dtype, pyramid, start, strides)
         np.divide(sums, 255 * block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
     return glimpse.reshape(-1, side, side)

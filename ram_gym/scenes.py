@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import SPLITS, GlimpseConfig
@@ -33,18 +34,10 @@ _MULTIPLIER_2 = _signed(0x94D049BB133111EB)
 
 
 def _mix(z: Array) -> Array:
-    """SplitMix64's bijection of 64-bit numbers, held as int64."""
-    z = _wrap(_xor_shifted(z, 30) * _MULTIPLIER_1)
-    z = _wrap(_xor_shifted(z, 27) * _MULTIPLIER_2)
-    return _xor_shifted(z, 31)
-
-
-def _xor_shifted(z: Array, bits: int) -> Array:
-    """A new z ^ (z >> bits). The mask makes the arithmetic shift a logical one."""
-    shifted = z >> bits
-    shifted &= 2 ** (64 - bits) - 1
-    shifted ^= z
-    return shifted
+    """SplitMix64's bijection of 64-bit numbers, held as int64. The masks make arithmetic shifts logical ones."""
+    z = _wrap((z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIER_1)
+    z = _wrap((z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIER_2)
+    return z ^ ((z >> 31) & (2**33 - 1))
 
 
 def _wrap(z: Array) -> Array:
@@ -76,8 +69,9 @@ def _in_numpy_if_few(draw: Draw) -> Draw:
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Any:
-        first = next(filter(is_torch_array, (*args, *kwargs.values())), None)
-        if first is None or first.device.type != "cpu" or not first.ndim or first.numel() > NUMPY_UP_TO:
+        first: Any = args[0] if args else None
+        is_on_host = is_torch_array(first) and first.device.type == "cpu"
+        if not is_on_host or not first.ndim or first.numel() > NUMPY_UP_TO:
             return draw(*args, **kwargs)
         from torch import from_numpy
 
@@ -113,13 +107,16 @@ def episode_scenes(keys: Array, episodes: Array, num_images: int) -> tuple[Array
 
 @_in_numpy_if_few
 def first_locations(keys: Array, rollout: Array | int = 0) -> Array:
-    """Uniformly random first locations of scenes. int64 (N,) -> float32 (N, 2) in [-1, 1).
+    """Uniformly random first locations of scenes. int64 (N,) -> float32 (N, 2) in [-1, 1); an int -> float32 (2,).
 
     Args:
-        keys: int64 (N,), from `scene_keys`.
+        keys: int64 (N,), or an int, from `scene_keys`.
         rollout: int or int64 (N,); different rollouts of the same scene begin at different places. Environments
             use rollout 0.
     """
+    if isinstance(keys, int):
+        drawn = [(hash_with(keys, draw + 2 * rollout) >> 40) & (2**24 - 1) for draw in (LOCATION, LOCATION + 1)]
+        return np.array([number - 2**23 for number in drawn], np.float32) * np.float32(2.0**-23)
     xp = array_namespace(keys)
     draws, _ = _pairs((LOCATION, LOCATION + 1), (0, 0), xp, device(keys))
     if not isinstance(rollout, int):
