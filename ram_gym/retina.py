@@ -78,24 +78,39 @@ def pixel_rows(pyramid: Array, config: GlimpseConfig) -> Array:
     if _is_canvases(pyramid):
         return pyramid
     row, _, levels = _layout(config)
-    rows = pyramid[:, :, levels[0].origin : levels[0].origin + config.canvas_size * row]
-    return array_namespace(pyramid).reshape(rows, (*rows.shape[:2], config.canvas_size, row))
+    return _rows(pyramid, levels[0].origin, config.canvas_size, row)
+
+
+def _rows(pyramid: Array, start: int, number: int, row: int) -> Array:
+    """A view (N, C, number, row) of the numbers from `start` on."""
+    run = pyramid[:, :, start : start + number * row]
+    return array_namespace(pyramid).reshape(run, (*run.shape[:2], number, row))
 
 
 def sum_boxes(pyramid: Array, config: GlimpseConfig) -> None:
     """Makes all sums of a pyramid, in place, after its `pixel_rows` were changed."""
     if _is_canvases(pyramid):
         return
-    xp, (row, _, levels) = array_namespace(pyramid), _layout(config)
+    row, _, levels = _layout(config)
     for fine, coarse in itertools.pairwise(levels):
-        # From the first row that a coarse block reaches.
-        first, length = -coarse.block * row, (coarse.block + config.canvas_size) * row
-        starts = [fine.origin + first + (y * row + x) * fine.block for y, x in np.ndindex((config.scale_factor,) * 2)]
-        terms = [pyramid[..., start : start + length] for start in starts]
-        sums = pyramid[..., coarse.origin + first : coarse.origin + first + length]
-        xp.add(terms[0], terms[1], out=sums)
-        for term in terms[2:]:
-            sums += term
+        # All places that a coarse block reaches the canvas from; and the gap behind them where it is narrow, since one
+        # long run takes less time than many short ones.
+        side, first = coarse.block + config.canvas_size, -coarse.block * (row + 1)
+        width = side if row > 2 * side else row
+        shifts = [copy * fine.block for copy in range(config.scale_factor)]
+        starts = [fine.origin + first + shift for shift in shifts]
+        sums = _add_all([_rows(pyramid, start, side + shifts[-1], row)[..., :width] for start in starts])
+        out = _rows(pyramid, coarse.origin + first, side, row)[..., :width]
+        _add_all([sums[:, :, shift : shift + side] for shift in shifts], out)
+
+
+def _add_all(terms: list[Array], out: Array | None = None) -> Array:
+    """The sum of two or more arrays of one shape, into `out` where given."""
+    xp = array_namespace(terms[0])
+    total = xp.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        total += term
+    return total
 
 
 def build_pyramid(canvases: Array, config: GlimpseConfig) -> Array:
