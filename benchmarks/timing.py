@@ -98,8 +98,8 @@ def _spread(seconds: list[float], work: int) -> dict[str, Any]:
 def pool(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of a case's rows from several rounds: the first, with the repeats of all.
 
-    Two processes that run the same code differ by up to a third, by where their arrays came to lie, and a machine's
-    speed wanders over minutes: a median over rounds says more than one over repeats. Rounds that skipped the case do
+    Two processes that run the same code differ, by where their arrays came to lie, and a machine's speed wanders over
+    minutes: a median over rounds says more than one over repeats. Rounds that skipped the case do
     not count; without a rate in any it is the row of the last.
     """
     rated = [row for row in rows if "rate" in row]
