@@ -191,6 +191,9 @@ def run_and_write(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     rows = make_rows()
     skipped = [f"SKIPPED {describe(row)}: {row['skipped']}" for row in rows if "skipped" in row]
+    for row in rows:
+        if "rounds_skipped" in row:
+            skipped.append(f"SKIPPED {describe(row)} in {row['rounds_skipped']} of {plan.rounds} rounds")
     result = {
         "name": name,
         "command": ["python", "-m", "benchmarks", *sys.argv[1:]],

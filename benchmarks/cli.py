@@ -70,7 +70,8 @@ class Options:
     seconds: float = 0.2
     """How long a repeat takes at least, and the warm-up before them."""
     rounds: int = 1
-    """How often all of it is measured, in fresh processes each time; medians are over all repeats of all rounds."""
+    """How often stepping, training and growth are measured, in fresh processes each time; medians are over the repeats
+    of all rounds."""
     in_process: bool = False
     """Run here instead of in fresh processes, with the threads that this process has. For tests."""
 
@@ -79,6 +80,8 @@ class Options:
         for name, values in numbers.items():
             if any(value < 1 for value in values):
                 raise ValueError(f"{name} must be at least 1, got {' '.join(map(str, values))}")
+        if self.in_process and self.rounds > 1:
+            raise ValueError(f"rounds are of fresh processes: with in_process they must be 1, got {self.rounds}")
         if not self.threads or not self.device:
             raise ValueError("threads and device must name at least one each")
         for task in self.task:
@@ -241,6 +244,9 @@ COMMANDS = {
 
 def _run(name: str, options: Options, make_rows: Any, notes: list[str]) -> dict[str, Any]:
     plan = options.plan()
+    if plan.rounds > 1 and name in ("memory", "profile"):
+        plan = dataclasses.replace(plan, rounds=1)
+        notes.append("measured once: --rounds is for what has a rate")
     if options.quick:
         notes.append("--quick: these numbers show that it works, and are no measurement")
     result = run_and_write(name, options.out, plan, lambda: make_rows(plan), notes)

@@ -99,16 +99,17 @@ def pool(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of a case's rows from several rounds: the first, with the repeats of all.
 
     Two processes that run the same code differ, by where their arrays came to lie, and a machine's speed wanders over
-    minutes: a median over rounds says more than one over repeats. Rounds that skipped the case do
-    not count; without a rate in any it is the row of the last.
+    minutes: a median over rounds says more than one over repeats. Rounds that skipped the case do not count, and are
+    told in `rounds_skipped`; where all did, it is the row of the last.
     """
     rated = [row for row in rows if "rate" in row]
-    if len(rated) < 2:
-        return (rated or rows)[-1]
+    if not rated or len(rows) == 1:
+        return rows[-1]
     work = rated[0]["work"]
     seconds = [second * work / row["work"] for row in rated for second in row["seconds"]["all"]]
     faults = statistics.mean(row["page_faults"] for row in rated)
-    return {**rated[0], **_spread(seconds, work), "page_faults": faults}
+    skipped = {"rounds_skipped": len(rows) - len(rated)} if len(rated) < len(rows) else {}
+    return {**rated[0], **_spread(seconds, work), "page_faults": faults, **skipped}
 
 
 def synchronizer(device: str) -> Callable[[], object] | None:

@@ -142,7 +142,7 @@ def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Te
     if value is None:
         return None
     seeds, _ = check_integers("seed", as_numpy(value), MAX_SEED, num_envs, torch.device("cpu"))
-    return seeds if np.ndim(value) else seeds + torch.arange(num_envs)
+    return seeds if np.ndim(value) else seeds + torch.arange(num_envs, device=seeds.device)
 
 
 def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], device: torch.device) -> Checked:

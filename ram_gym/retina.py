@@ -47,7 +47,8 @@ def _layout(config: GlimpseConfig) -> tuple[int, int, tuple[_Level, ...]]:
     """
     blocks = [config.block_side(scale) for scale in range(config.num_scales)]
     halves = [(config.patch_side(scale) + 1) // 2 for scale in range(config.num_scales)]
-    # No patch leaves its level, wherever the location, nor do the sums that the next scale's are made of.
+    # No patch leaves its level, wherever the location, nor do the sums that the next scale's are made of: but for zeros
+    # at the end of the row before it, hence an empty row at the start.
     row = config.canvas_size + max(halves[-1], blocks[-1])
     levels, end = [], row
     for scale, (block, half) in enumerate(zip(blocks, halves, strict=True)):
@@ -93,8 +94,8 @@ def sum_boxes(pyramid: Array, config: GlimpseConfig) -> None:
         return
     row, _, levels = _layout(config)
     for fine, coarse in itertools.pairwise(levels):
-        # All places that a coarse block reaches the canvas from; and the gap behind them where it is narrow, since one
-        # long run takes less time than many short ones.
+        # All places that a coarse block reaches the canvas from, with one row and column before them; and the gap
+        # behind them where it is narrow, since one long run takes less time than many short ones.
         side, first = coarse.block + config.canvas_size, -coarse.block * (row + 1)
         width = side if row > 2 * side else row
         shifts = [copy * fine.block for copy in range(config.scale_factor)]
@@ -155,11 +156,14 @@ class _Constants(NamedTuple):
     """float32 (K, 1), what white sums up to."""
 
 
+_MOST_FOR_INT32 = 2**31 - 1
+"""Places are 32-bit numbers where these can count them: half as many bytes to write and to read again."""
+
+
 @lru_cache(maxsize=64)
 def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
     num, channels, length = shape
-    # Half as many bytes to write and to read again, where they can count so far.
-    integer = xp.int32 if num * channels * length < 2**31 else xp.int64
+    integer = xp.int32 if num * channels * length <= _MOST_FOR_INT32 else xp.int64
     row, _, levels = _layout(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
     steps = np.arange(config.patch_size)

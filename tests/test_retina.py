@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ram_gym import GlimpseConfig, retina, take_glimpses
@@ -98,7 +99,8 @@ def slow_glimpse(canvas: np.ndarray, location: np.ndarray, config: GlimpseConfig
     return np.concatenate(patches)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.usefixtures("_threads")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObject) -> None:
     config = GlimpseConfig(
@@ -123,10 +125,42 @@ def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObj
     sum_boxes(again, config)
     np.testing.assert_array_equal(again, build_pyramid(canvases, config))
     np.testing.assert_array_equal(canvases_of(again, config), canvases)
-    in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
-    np.testing.assert_array_equal(in_torch.numpy(), fast)
+    for threads in (1, 2):  # one thread looks values up in another way
+        torch.set_num_threads(threads)
+        in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
+        np.testing.assert_array_equal(in_torch.numpy(), fast)
     assert fast.min() >= 0
     assert fast.max() <= 1
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[2**31 - 1, 0], ids=["32-bit places", "64-bit places"])
+def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(retina, "_MOST_FOR_INT32", request.param)
+    retina._constants.cache_clear()
+    yield
+    retina._constants.cache_clear()
+
+
+@pytest.mark.usefixtures("_threads", "_places")
+@pytest.mark.parametrize(("patch", "scales", "factor"), [(1, 2, 3), (1, 3, 2), (2, 3, 2), (3, 2, 2), (3, 2, 3)])
+def test_every_place_on_every_half_pixel_borders_included(patch: int, scales: int, factor: int) -> None:
+    config = GlimpseConfig(canvas_size=5, patch_size=patch, num_scales=scales, scale_factor=factor)
+    ticks = np.arange(11, dtype=np.float32) / 5 - 1
+    locations = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).clip(-1, 1)
+    canvases = np.random.default_rng(0).integers(1, 256, (len(locations), 2, 5, 5), dtype=np.uint8)
+    slow = np.stack([slow_glimpse(*pair, config) for pair in zip(canvases, locations, strict=True)])
+    np.testing.assert_array_equal(take_glimpses(canvases, locations, config), slow)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
+        np.testing.assert_array_equal(in_torch.numpy(), slow)
 
 
 def test_a_white_canvas_gives_exactly_one() -> None:
