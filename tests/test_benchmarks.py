@@ -1,4 +1,7 @@
-"""The benchmarks work, and count right. What they measure is read from benchmarks/results, not tested."""
+"""The benchmarks work, and count right. What they measure is read from benchmarks/results, not tested.
+
+Longer than other files here: most of it reads the results of one quick run.
+"""
 
 from __future__ import annotations
 

@@ -127,6 +127,14 @@ def test_compose_equals_the_slow_way_in_numpy_and_torch(data: st.DataObject) -> 
         assert not np.asarray(out)[..., size:].any()
 
 
+def test_scenes_do_not_heed_the_default_device() -> None:
+    envs = GlimpseVectorEnv(3, dataset="digits")
+    observation, _ = envs.reset(seed=5)
+    with torch.device("meta"):
+        same, _ = GlimpseVectorEnv(3, dataset="digits").reset(seed=5)
+    np.testing.assert_array_equal(same["glimpse"], observation["glimpse"])
+
+
 def test_few_and_many_scenes_are_drawn_alike() -> None:
     config = GlimpseConfig(canvas_size=40, num_clutter=2)
     seeds, shape = torch.arange(-1500, 1500) * 2**50, (100, 1, 28, 28)
