@@ -131,14 +131,13 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
 
 def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
     """A function that makes the canvases of a batch of scenes, other ones each time. uint8 (N, C, S, S)."""
+    from ram_gym.retina import PIXELS_AT_ONCE, blocks
     from ram_gym.scenes import Placement, compose, place, scene_keys
-    from ram_gym.vector_env import AT_ONCE, PIXELS_AT_ONCE
 
     config = case.config(plan)
     images = torch.tensor(load_dataset(config.dataset, config.split, config.data_root).images, device=case.device)
     # As many at once as the vector environment makes.
-    most = PIXELS_AT_ONCE.get(torch.device(case.device).type, AT_ONCE)
-    block = max(most // (images.shape[1] * config.canvas_size**2), 1)
+    parts = blocks(case.batch, images.shape[1] * config.canvas_size**2, PIXELS_AT_ONCE, images)
     indices = torch.arange(case.batch, device=case.device) % len(images)
     seeds = torch.zeros_like(indices)
 
@@ -146,7 +145,6 @@ def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
         nonlocal seeds
         seeds = seeds + 1
         placement = place(indices, scene_keys(indices, seeds, config.split), tuple(images.shape), config)
-        parts = [slice(start, start + block) for start in range(0, case.batch, block)]
         made = [compose(images, indices[p], Placement(*(value[p] for value in placement)), config) for p in parts]
         return made[0] if len(made) == 1 else torch.cat(made)
 

@@ -129,7 +129,8 @@ def _pool(  # type: ignore[no-untyped-def]
     return _mean(_block_sum(canvas, x, y, mask, SIZE, SIDE), SIDE)
 
 
-@triton.jit(do_not_specialize=["num_values"])
+# One variant whatever comes in, so that no graph's capture meets one that was not compiled yet.
+@triton.jit(do_not_specialize=["num_values"], do_not_specialize_on_alignment=["canvases", "locations"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,
     locations,

@@ -15,10 +15,9 @@ and PyTorch, on every device and in every batch size.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
+import warnings
+from collections.abc import Callable
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,10 @@ from array_api_compat import array_namespace, device, is_torch_array
 
 from ram_gym.config import GlimpseConfig
 from ram_gym.coordinates import Array, location_to_pixel, patch_centres
+
+PIXELS_AT_ONCE, VALUES_AT_ONCE, AT_ONCE_ELSEWHERE = 2**20, 2**21, 2**27
+"""How many pixels of scenes and values of glimpses are made at once on a CPU, and of either elsewhere. What lies
+between images and glimpses then stays in the cache, or at least in arrays that malloc does not give back each time."""
 
 
 class _Level(NamedTuple):
@@ -201,6 +204,14 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
         from ram_gym import kernels
 
         return kernels.sense(pyramid, locations, side, scales, config.scale_factor)
+    num, channels = pyramid.shape[:2]
+    parts = blocks(num, channels * scales * side**2, VALUES_AT_ONCE, pyramid)
+    return _by_blocks(lambda sums, where: _look(sums, where, config), parts, pyramid, locations)
+
+
+def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
+    """What `sense` gives, all at once, from box sums."""
+    scales, side = config.num_scales, config.patch_size
     xp = array_namespace(locations)
     known = _constants(config, tuple(pyramid.shape), xp, device(locations))
     num, channels = pyramid.shape[:2]
@@ -211,22 +222,47 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)[..., None]  # (N, 2, K or 1)
     centres = xp.astype(centres, known.lanes.dtype)
     places = (centres[:, 1] * known.row + centres[:, 0] + known.lanes)[..., None] + known.offsets
-    sums = _look_up(xp.reshape(pyramid, (-1,)), xp.reshape(places, (num, -1)))
+    sums = _look_up(xp.reshape(pyramid, (-1,)), xp.reshape(places, (num, scales * channels * side**2)))
     glimpses = xp.astype(xp.reshape(sums, (num, scales, channels * side**2)), xp.float32)
     glimpses /= known.divisors
     return xp.reshape(glimpses, (num, scales * channels, side, side))
 
 
+def blocks(num_rows: int, row_size: int, at_once: int, like: Array) -> list[slice]:
+    """Slices that cover all rows where `like` is: each of at most `at_once` numbers, on a CPU, or of one row."""
+    is_on_cpu = not is_torch_array(like) or like.device.type == "cpu"
+    step = max((at_once if is_on_cpu else AT_ONCE_ELSEWHERE) // row_size, 1)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, max(num_rows, 1), step)]
+
+
+def _by_blocks(function: Callable[..., Array], parts: list[slice], *arrays: Array) -> Array:
+    """A function's results for each block of its arguments' rows, one after the other."""
+    if len(parts) == 1:
+        return function(*arrays)
+    return array_namespace(*arrays).concat([function(*(array[part] for array in arrays)) for part in parts])
+
+
 @cache
-def _has_triton() -> bool:
-    """Whether Triton is installed, and with it a C compiler, without which it cannot start a kernel."""
-    compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
-    return find_spec("triton") is not None and any(shutil.which(compiler) for compiler in compilers)
+def _can_start_kernel(where: Any) -> bool:
+    """Whether the kernel runs on a device, found by a first small glimpse: it needs Triton, a compiler and headers."""
+    import torch
+
+    try:
+        from ram_gym import kernels
+
+        kernels.sense(
+            torch.zeros(1, 1, 4, 4, dtype=torch.uint8, device=where), torch.zeros(1, 2, device=where), 1, 1, 2
+        )
+    except Exception as error:  # of the compiler, the driver, the headers or Triton: whatever it is, PyTorch can do it
+        text = f"glimpses are taken by PyTorch, more slowly, since Triton cannot start the kernel on {where}"
+        warnings.warn(f"{text}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 def _has_kernel(array: Array) -> bool:
-    """Whether the sensor is one kernel where an array is: on a GPU, where Triton is installed."""
-    return is_torch_array(array) and array.is_cuda and _has_triton()
+    """Whether the sensor is one kernel where an array is: on a GPU, where Triton can start one."""
+    return is_torch_array(array) and array.is_cuda and _can_start_kernel(array.device)
 
 
 def _is_canvases(pyramid: Array) -> bool:
@@ -276,15 +312,15 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
     """The glimpses of canvases at locations: `sense` of `build_pyramid`, for a single look.
 
     Args:
-        canvases: uint8 (N, C, S, S).
-        locations: float32 (N, 2) in [-1, 1].
+        canvases: uint8 (N, C, S, S), a NumPy array or a PyTorch tensor.
+        locations: float32 (N, 2) in [-1, 1], of the same kind.
         config: the sensor's patch size and scales, and the canvas size S.
 
     Returns:
-        float32 (N, K * C, P, P) in [0, 1].
+        float32 (N, K * C, P, P) in [0, 1], of the same kind.
 
     Raises:
-        ValueError: canvases or locations of another type, shape or range.
+        ValueError: canvases or locations of another type, shape, range or device.
 
     Example:
         >>> import numpy as np
@@ -303,6 +339,11 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
             f"locations must be float32 ({canvases.shape[0]}, 2), got {locations.dtype} of shape "
             f"{tuple(locations.shape)}"
         )
+    if device(canvases) != device(locations):
+        raise ValueError(f"locations must be on the canvases' device, {device(canvases)}, got {device(locations)}")
     if not xp.all(xp.abs(locations) <= 1):
         raise ValueError("locations must lie in [-1, 1]; clip them with ram_gym.coordinates.clip_locations")
-    return sense(build_pyramid(canvases, config), locations, config)
+    if _has_kernel(canvases):
+        return sense(canvases, locations, config)
+    parts = blocks(canvases.shape[0], canvases.shape[1] * size**2, PIXELS_AT_ONCE, canvases)
+    return _by_blocks(lambda seen, where: sense(build_pyramid(seen, config), where, config), parts, canvases, locations)

@@ -19,16 +19,9 @@ from ram_gym.arguments import MAX_SEED, Checked, check_integers, check_keys, che
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import canvases_of, new_pyramid, pixel_rows, sense, sum_boxes
+from ram_gym.retina import PIXELS_AT_ONCE, blocks, canvases_of, new_pyramid, pixel_rows, sense, sum_boxes
 
 Output = Literal["numpy", "torch"]
-
-PIXELS_AT_ONCE = {"cpu": 2**20}
-VALUES_AT_ONCE = {"cpu": 2**21}
-"""How many pixels of scenes and values of glimpses are made at once, by kind of device; elsewhere `AT_ONCE`. What lies
-between images and glimpses then stays in the cache, or at least in arrays that malloc does not give back each time."""
-
-AT_ONCE = 2**27
 
 
 class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
@@ -309,7 +302,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if pyramid is None:
             pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
         pixels = self.num_channels * self.config.canvas_size**2
-        for part in _blocks(len(index), pixels, PIXELS_AT_ONCE.get(self.device.type, AT_ONCE)):
+        for part in blocks(len(index), pixels, PIXELS_AT_ONCE, pyramid):
             places = scenes.Placement(*(value[part] for value in placement))
             rows = pixel_rows(pyramid[part], self.config)
             scenes.compose(self._images, index[part], places, self.config, rows)
@@ -319,10 +312,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def _look(self) -> None:
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
         assert self._pyramid is not None
-        values = self.config.num_scales * self.config.patch_size**2
-        blocks = _blocks(self.num_envs, values, VALUES_AT_ONCE.get(self.device.type, AT_ONCE))
-        glimpses = [sense(self._pyramid[part], self._location[part], self.config) for part in blocks]
-        self._glimpse = glimpses[0] if len(glimpses) == 1 else torch.cat(glimpses)
+        self._glimpse = sense(self._pyramid, self._location, self.config)
         if self.render_mode is not None:
             lanes = np.flatnonzero(~self._is_over)
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
@@ -410,12 +400,6 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             self._got_bad_value |= ~torch.cat(self._are_good).all()
             self._are_good = []
         self._bad_value_on_host.copy_(self._got_bad_value, non_blocking=True)
-
-
-def _blocks(num_rows: int, row_size: int, most: int) -> list[slice]:
-    """Slices that cover all rows, of at most `most` numbers each (or one row)."""
-    step = max(most // row_size, 1)
-    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

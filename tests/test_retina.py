@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -216,11 +218,66 @@ def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return pairs
 
 
-@pytest.mark.skipif(not retina._has_triton(), reason="NEEDS TRITON")
+@pytest.mark.parametrize("num", [0, 1, 7])
+@pytest.mark.parametrize("as_torch", [False, True])
+def test_glimpses_do_not_depend_on_how_many_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch, num: int, as_torch: bool
+) -> None:
+    config = GlimpseConfig(canvas_size=12, patch_size=3, num_scales=2)
+    rng = np.random.default_rng(num)
+    canvases = rng.integers(0, 256, (num, 2, 12, 12), dtype=np.uint8)
+    locations = rng.uniform(-1, 1, (num, 2)).astype(np.float32)
+    given = (torch.as_tensor(canvases), torch.as_tensor(locations)) if as_torch else (canvases, locations)
+    whole = np.asarray(take_glimpses(*given, config))
+    assert whole.shape == (num, 4, 3, 3)
+    sizes = []
+    look = retina._look
+    monkeypatch.setattr(retina, "_look", lambda p, *rest: (sizes.append(len(p)), look(p, *rest))[1])
+    monkeypatch.setattr(retina, "PIXELS_AT_ONCE", 3 * 2 * 12**2 + 1)  # three lanes
+    monkeypatch.setattr(retina, "VALUES_AT_ONCE", 2 * 4 * 3**2)  # two of them
+    np.testing.assert_array_equal(take_glimpses(*given, config), whole)
+    assert sizes == {0: [0], 1: [1], 7: [2, 1, 2, 1, 1]}[num]
+
+
+@pytest.mark.parametrize(
+    ("canvases", "locations", "message"),
+    [
+        (torch.zeros(2, 1, 28, 28), torch.zeros(2, 2), "canvases must be uint8 (N, C, 28, 28), got torch.float32"),
+        (torch.zeros(2, 1, 27, 28).byte(), torch.zeros(2, 2), "got torch.uint8 of shape (2, 1, 27, 28)"),
+        (
+            torch.zeros(2, 1, 28, 28).byte(),
+            torch.zeros(2, 2).double(),
+            "locations must be float32 (2, 2), got torch.float64",
+        ),
+        (torch.zeros(2, 1, 28, 28).byte(), torch.zeros(1, 2), "got torch.float32 of shape (1, 2)"),
+        (torch.zeros(2, 1, 28, 28).byte(), torch.full((2, 2), 1.01), "locations must lie in [-1, 1]"),
+        (torch.zeros(2, 1, 28, 28).byte(), torch.full((2, 2), torch.nan), "locations must lie in [-1, 1]"),
+        (torch.zeros(2, 1, 28, 28).byte().to("meta"), torch.zeros(2, 2), "on the canvases' device, meta, got cpu"),
+    ],
+)
+def test_what_is_no_canvas_or_location_is_refused(
+    canvases: torch.Tensor, locations: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        take_glimpses(canvases, locations, GlimpseConfig())
+
+
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="NEEDS TRITON")
+
+
+@NEEDS_TRITON
+def test_where_the_kernel_cannot_start_pytorch_takes_the_glimpses() -> None:
+    # A CPU is a device on which it cannot, but in the interpreter.
+    with pytest.warns(RuntimeWarning, match="glimpses are taken by PyTorch, more slowly, since .* on cpu: "):
+        assert not retina._can_start_kernel.__wrapped__("cpu")
+
+
+@NEEDS_TRITON
 def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
     code = (
-        "import torch\nfrom tests.kernel_means import means_and_quotients\n"
+        "import torch\nfrom ram_gym import retina\nfrom tests.kernel_means import means_and_quotients\n"
         "from tests.test_retina import kernel_and_plain\n"
+        "assert retina._can_start_kernel('cpu')\n"
         "assert all(torch.equal(*means_and_quotients(side, 'cpu')) for side in (1, 2, 3, 4, 8, 16))\n"
         "pairs = kernel_and_plain('cpu')\n"
         "assert len(pairs) == 21 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
@@ -228,8 +285,10 @@ def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
 
+@NEEDS_TRITON
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the sensor is a kernel there")
 def test_kernel_gives_the_same_bits_on_a_gpu() -> None:
+    assert retina._can_start_kernel(torch.device("cuda", 0))
     from tests.kernel_means import means_and_quotients
 
     for ours, theirs in (*kernel_and_plain("cuda"), *(means_and_quotients(side, "cuda") for side in (1, 2, 3, 4, 8))):
