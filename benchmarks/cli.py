@@ -58,7 +58,7 @@ class Options:
     device: tuple[str, ...] = ("cpu", "cuda")
     """PyTorch devices; "cuda" is skipped, and says so, where there is none."""
     quick: bool = False
-    """Seconds instead of an hour, on digits: to see that it works, not to measure."""
+    """A minute instead of an hour, on digits: to see that it works, not to measure."""
     out: Path = ROOT / "benchmarks" / "results"
     """Folder for BENCHMARK.json, table.md and the plots."""
     data_root: str | None = None
@@ -172,6 +172,7 @@ def training(options: Options) -> None:
             batches = options.batch or ((preset(task).batch_size, *(GPU_BATCHES if on_gpu else ())))
             variants = ("", "bfloat16 graph") if on_gpu else ("", "bfloat16")
             cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in variants]
+            cases += [Case("training.limit", task, batches[0], threads, device, v) for v in ("", "bfloat16")]
             if not on_gpu:
                 plain = ("as published", "quicker")
                 cases += [Case("training.plain", task, PEER_BATCH, threads, device, variant) for variant in plain]

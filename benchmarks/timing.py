@@ -36,7 +36,7 @@ class Settings:
 
 def measure(
     run: Callable[[], object],
-    work: int,
+    work: float,
     unit: str,
     settings: Settings,
     synchronize: Callable[[], object] | None = None,
@@ -88,7 +88,7 @@ def measure(
     }
 
 
-def _spread(seconds: list[float], work: int) -> dict[str, Any]:
+def _spread(seconds: list[float], work: float) -> dict[str, Any]:
     """`seconds` and `rate` of repeats that did as much work each."""
     spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     rate = {"median": work / spread["median"], "min": work / spread["max"], "max": work / spread["min"]}

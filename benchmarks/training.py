@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from agents.ram.config import RamConfig, preset
 from agents.ram.trainer import Trainer
 from benchmarks.cases import Case, Plan
@@ -14,6 +17,8 @@ from benchmarks.timing import measure, synchronizer
 PEER_BATCH = 32
 PROFILED_UPDATES = 5
 PROFILED_OPERATIONS = 25
+LIMIT_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matrices whose product says how quickly a device multiplies."""
 
 
 def _config(case: Case, plan: Plan) -> RamConfig:
@@ -49,6 +54,22 @@ def plain(case: Case, plan: Plan) -> dict[str, Any]:
     """Images a second of the stand-in; variant "as published" or "quicker", see `PlainTraining`."""
     training = PlainTraining(case.config(plan), case.device, case.batch, case.variant == "quicker")
     return measure(training.update, case.batch, "images", plan.settings, synchronizer(case.device))
+
+
+def limit(case: Case, plan: Plan) -> dict[str, Any]:
+    """Images a second if an update were but its matrix products, and each as quick as that of two large squares.
+
+    The products of an update are counted as it runs. Variant "bfloat16": with that precision.
+    """
+    config = _config(case, plan)
+    trainer = Trainer(config)
+    with FlopCounterMode(display=False) as counter:
+        trainer.update()
+    side = LIMIT_SIDE[torch.device(case.device).type]
+    matrix = torch.rand(side, side, device=case.device).to(getattr(torch, config.precision))
+    images = case.batch * 2 * side**3 / counter.get_total_flops()
+    found = measure(lambda: matrix @ matrix, images, "images", plan.settings, synchronizer(case.device))
+    return {**found, "operations_of_update": counter.get_total_flops()}
 
 
 def profile(case: Case, plan: Plan) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def run(folder: Path, command: str, *arguments: str) -> dict[str, Any]:
     return json.loads((folder / f"{command}.json").read_text())
 
 
-def check_rate(row: dict[str, Any], work_of_pass: int) -> None:
+def check_rate(row: dict[str, Any], work_of_pass: float) -> None:
     seconds, rate = row["seconds"], row["rate"]
     assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
     assert seconds["median"] == np.median(seconds["all"])
@@ -155,11 +155,30 @@ def test_a_missing_ap_gym_is_told_and_not_fatal(results: tuple[Path, dict[str, A
     assert all(note in (results[0] / "table.md").read_text() for note in notes)
 
 
+def operations_of_update(batch: int, steps: int) -> int:
+    """Multiplications and additions in the matrix products of an update on digits, by the sizes of the layers."""
+    what, where, combine, recurrent, hidden, mean = 64 * 128, 2 * 128, 256 * 256, 256 * 256, 256 * 128, 128 * 2
+    glimpse, core, locator = what + where + combine, combine + recurrent, hidden + mean
+    answer, baseline = 256 * 10, 256
+    forward = steps * (glimpse + core) + (steps - 1) * (locator + baseline) + answer
+    # Into what enters a layer: not into images, nor from the locator or the baseline into the core.
+    into_inputs = steps * (combine + combine) + (steps - 1) * (recurrent + mean) + answer
+    into_weights = forward
+    return 2 * batch * (forward + into_inputs + into_weights)
+
+
 def test_training_counts_images(results: tuple[Path, dict[str, Any]]) -> None:
-    native, rounded, *plain = results[1]["training"]["rows"]
+    native, rounded, *limits = results[1]["training"]["rows"][:4]
+    plain = results[1]["training"]["rows"][4:]
     check_rate(native, 64)
     check_rate(rounded, 64)
     assert rounded["variant"] == "bfloat16"
+    assert [row["variant"] for row in limits] == ["", "bfloat16"]
+    for row in limits:
+        check_rate(row, row["work"] / row["passes"])
+        assert row["operations_of_update"] == operations_of_update(64, steps=6)
+        # A pass multiplies two squares of 2,048 and counts as the images whose products are as much work.
+        assert row["work"] / row["passes"] / 64 * row["operations_of_update"] == pytest.approx(2 * 2048**3)
     assert {row["variant"] for row in plain} == {"as published", "quicker"}
     for row in plain:
         check_rate(row, 32)
@@ -354,6 +373,7 @@ def test_ap_gym_sees_our_images_through_its_own_sensor() -> None:
         ("peers.crops", "tensor bounds"),
         ("memory.peak", ""),
         ("training.native", ""),
+        ("training.limit", "bfloat16"),
         ("training.plain", "as published"),
         ("training.profile", ""),
     ],
