@@ -37,7 +37,7 @@ def make_locator(
 
     Args:
         name: "random": uniform on the canvas; "centre": always (0, 0); "scan": the same covering path in every episode;
-            "oracle": the digit's hidden centre, an upper bound on looking in the right place.
+            "oracle": the digit's hidden centre; a reference and no bound, since looks around it can tell more.
         env: the environment it is for; the oracle reads its hidden state.
         generator: where "random" draws from, on the environment's device.
         ranks: the processes that share a batch, of which the environment has this one's lanes.

@@ -1,4 +1,4 @@
-"""RAM on scikit-learn's digits in under two minutes: train it and two controls, measure, compare, and watch.
+"""RAM on scikit-learn's digits in a minute or two: train it and two controls, measure, compare, and watch.
 
 The controls are trained just like RAM, but look at random places or always at the centre.
 
@@ -6,6 +6,7 @@ The controls are trained just like RAM, but look at random places or always at t
 """
 
 import sys
+import time
 from pathlib import Path
 
 from agents.cli import main
@@ -14,6 +15,9 @@ LOCATORS = ("learned", "random", "centre")
 
 
 def quickstart(folder: Path, epochs: int | None = None) -> None:
+    start = time.monotonic()
+    if (folder / LOCATORS[0]).exists():
+        raise SystemExit(f"{folder} holds a quickstart already: remove it, or name another folder")
     length = [] if epochs is None else ["--epochs", str(epochs)]
     for locator in LOCATORS:
         out = ["--out", str(folder / locator)]
@@ -21,6 +25,7 @@ def quickstart(folder: Path, epochs: int | None = None) -> None:
     main(["evaluate", str(folder / "learned")])
     main(["compare", *(str(folder / locator) for locator in LOCATORS)])
     main(["watch", str(folder / "learned"), "--gif", str(folder / "episodes.gif")])
+    print(f"Done in {time.monotonic() - start:.0f} s. Its files, a GIF among them: {folder}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ CUSTOM_DATASET = "custom"
 class GlimpseConfig:
     """What one glimpse environment is: its images, its scenes, its sensor and its episode length.
 
+    Sizes and counts are ints of at least 1, but for `num_clutter`, of at least 0, and `scale_factor`, of at least 2.
+
     Raises:
         TypeError: a field has the wrong type.
         ValueError: a field is out of range; the message names the field, what it must be and what came.
@@ -55,11 +57,13 @@ class GlimpseConfig:
     patch_size: int = 8
     """Side P in pixels of the finest patch, and of every patch after pooling."""
     num_scales: int = 1
-    """Number K of patches around each location."""
+    """Number K of patches around each location; 255 * scale_factor^(2K - 2), the largest sum of pixels, must be below
+    2^24, which float32 holds exactly: at most 9 patches with factor 2, 6 with 3, 5 with 4."""
     scale_factor: int = 2
     """Each patch is this many times as wide as the one before."""
     scene_seed: int | None = None
-    """Seed of placement and clutter. None: on "train" a fresh one each episode, else EVALUATION_SCENE_SEED."""
+    """Seed of placement and clutter, in [0, 2^63). None: on "train" a fresh one each episode, else
+    EVALUATION_SCENE_SEED."""
 
     def __post_init__(self) -> None:
         for name, low in _LOWEST.items():

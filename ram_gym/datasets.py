@@ -92,7 +92,8 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
             is downloaded where there is a network. Only the MNIST family reads it.
 
     Returns:
-        The split's images and labels. A named dataset is loaded once a process and shared.
+        The split's images and labels, and the number of classes, one more than the largest label. A named dataset is
+        loaded once a process and shared.
 
     Raises:
         DatasetError: the name is unknown, the files are missing or damaged, or the arrays do not fit together.

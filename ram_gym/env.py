@@ -106,8 +106,11 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     v0: first version.
 
     Raises:
-        ValueError: from `step` and `reset`, for NaN or infinite locations, wrong shapes, labels out of range and
-            unknown keys. The environment's state is then unchanged.
+        TypeError, ValueError: when made, for unknown fields, fields out of range (see `GlimpseConfig`) and images that
+            do not fit the canvas; `DatasetError`, a ValueError, for data that is unknown, missing or damaged.
+        ValueError: from `step` and `reset`, for NaN or infinite locations, wrong shapes, labels out of range, unknown
+            keys, seeds outside [0, 2^62), an `index` outside [0, num_images) and a `scene_seed` outside [0, 2^63). The
+            environment's state is then unchanged.
         gymnasium.error.ResetNeeded: from `step`, before the first reset and after the last step.
 
     Example:

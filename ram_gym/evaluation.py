@@ -33,9 +33,14 @@ class Policy(Protocol):
     """
 
     name: str
+    """What reports call it."""
 
     def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
         """The next action of N episodes. `state` is None at their first step, then what the last call returned.
+
+        The observation has `glimpse`, float32 (N, K * C, P, P) in [0, 1], and `location`, float32 (N, 2), as tensors on
+        the environment's device; N is always its number of lanes. It is called T times an episode, without gradient;
+        only the last call's label is the answer.
 
         The action has `location` (N, 2) and `label` (N,), as GlimpseVectorEnv takes them, and may have
         `log_probabilities` (N, L), of the label, which protocol "average-10" needs.
@@ -369,10 +374,13 @@ def _blaming(policy: Policy) -> Iterator[None]:
 
 
 def compare(policy: Evaluation, reference: Evaluation) -> Comparison:
-    """The paired difference of two evaluations.
+    """The paired difference of two evaluations: the policy's less the reference's.
+
+    Own images are told apart by their labels alone, and protocols are not looked at; `ComparisonTable` refuses those
+    that differ.
 
     Raises:
-        ValueError: they were not made on the same scenes.
+        ValueError: their settings or their labels differ, so that they are not of the same scenes.
     """
     ours, theirs = (evaluation.setting.replace(data_root=None) for evaluation in (policy, reference))
     if ours != theirs:

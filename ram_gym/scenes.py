@@ -1,5 +1,7 @@
 """Scenes: which picture an episode shows, as a pure function of (dataset, split, image index, scene seed).
 
+And of the task's canvas, clutter and composition: another canvas is another picture.
+
 Every random choice is a counter-based hash in 64-bit integer arithmetic, which NumPy and PyTorch compute alike, so
 scene 17 of the test split is the same picture in every environment, batch, device and library. The hash is the output
 function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").

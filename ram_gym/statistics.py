@@ -54,8 +54,11 @@ class Comparison:
     """A policy against a reference on the same scenes."""
 
     only_policy_wrong: int
+    """Scenes that the policy alone got wrong."""
     only_reference_wrong: int
+    """Scenes that the reference alone got wrong."""
     episodes: int
+    """All scenes."""
 
     @property
     def difference_percent(self) -> float:

@@ -208,6 +208,9 @@ class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConst
 
     Args:
         env: a GlimpseEnv, in any wrapper that keeps its Dict observation.
+
+    Raises:
+        ValueError: the environment has no Dict observation.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

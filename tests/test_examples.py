@@ -37,6 +37,8 @@ def test_quickstart(tmp_path: Path, capsys: Any) -> None:
     assert "accuracy %" in shown
     assert (tmp_path / "episodes.gif").stat().st_size > 1000
     assert {path.name for path in tmp_path.iterdir()} == {"learned", "random", "centre", "episodes.gif"}
+    with pytest.raises(SystemExit, match="holds a quickstart already"):
+        quickstart(tmp_path, epochs=1)
 
 
 def test_random_agent_is_right_by_chance() -> None:
@@ -79,13 +81,18 @@ def test_sb3_recurrent_ppo_is_the_same_after_loading(tmp_path: Path) -> None:
 def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Shown for MNIST, run on the digits, which need no download.
-    (tmp_path / "snippet.py").write_text(snippet.replace("RamGym/MNIST-v0", "RamGym/Digits-v0"))
+    if "pretrained:mnist-28" in snippet:
+        main(["train", "ram", "--task", "digits", "--epochs", "1", "--hidden-size", "8", "--out", "run"])
+    shown = {"RamGym/MNIST-v0": "RamGym/Digits-v0", "pretrained:mnist-28": "run"}
+    for words, instead in shown.items():
+        snippet = snippet.replace(words, instead)
+    (tmp_path / "snippet.py").write_text(snippet)
     runpy.run_path(str(tmp_path / "snippet.py"))
 
 
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [line.split("#")[0].split() for line in lines if "python -m agents" in line]
+    return [line.split("#")[0].split() for line in lines if "-m agents" in line]
 
 
 def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -62,6 +62,7 @@ def test_a_policy_is_given_another_name(env: GlimpseVectorEnv) -> None:
     renamed = as_policy(as_policy(count, answers_early=True), name="other")
     assert (renamed.name, renamed.answers_early) == ("other", True)  # type: ignore[attr-defined]
     assert evaluate(renamed, env, episodes=5).answers.tolist() == [[1, 2, 3]] * 5
+    assert as_policy(renamed).name == "other"
 
 
 def test_what_cannot_play_is_refused_by_name(env: GlimpseVectorEnv) -> None:

@@ -30,7 +30,7 @@ def as_policy(
             `log_probabilities` (N, L). A module is played as it is: call its `eval()` before.
             A Stable-Baselines3 model, or anything with its `predict` and spaces: see `Sb3Policy`.
             A policy: only its name is changed, if one is given.
-        name: for reports; default: the function's or the class's.
+        name: for reports; default: the policy's, the function's or the class's.
         env: what a Stable-Baselines3 model will play; others do not need it.
         answers_early: whether the labels given before the last step are answers too.
 
@@ -43,8 +43,10 @@ def as_policy(
         >>> as_policy(stay).name
         'stay'
     """
-    name = name or getattr(player, "__name__", None) or type(player).__name__
-    if callable(getattr(player, "act", None)) and not isinstance(player, torch.nn.Module):
+    is_policy = callable(getattr(player, "act", None)) and not isinstance(player, torch.nn.Module)
+    own_name = getattr(player, "name", None) if is_policy else None
+    name = name or own_name or getattr(player, "__name__", None) or type(player).__name__
+    if is_policy:
         return _FunctionPolicy(player.act, name, answers_early or getattr(player, "answers_early", False), 2)
     if callable(getattr(player, "predict", None)) and hasattr(player, "action_space"):
         if env is None:
