@@ -1,4 +1,4 @@
-"""Scripted policies: where to look without learning. Controls and bounds for learned ones.
+"""Scripted policies: where to look without learning. Controls and references for learned ones.
 
 A locator chooses the next locations; a policy also answers. A scripted policy guesses the label; to know what looking
 in scripted places is worth, train a network for it: `python -m agents train ram --locator random`.

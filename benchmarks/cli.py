@@ -162,7 +162,7 @@ def stepping(options: Options) -> None:
 
 
 def training(options: Options) -> None:
-    """Images per second that the native agent learns from, and a plain PyTorch training loop beside it."""
+    """Images per second that the native agent learns from, what its matrix products allow, and a plain loop."""
     where, notes = places(options)
     notes.append("plain is a stand-in of our own for public training code, see benchmarks/README.md")
     cases = []

@@ -1,4 +1,4 @@
-"""Training the native agent, a plain training loop beside it, and where an update's time goes."""
+"""Training the native agent, its limit, a plain training loop beside it, and where an update's time goes."""
 
 from __future__ import annotations
 

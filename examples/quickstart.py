@@ -17,7 +17,7 @@ LOCATORS = ("learned", "random", "centre")
 def quickstart(folder: Path, epochs: int | None = None) -> None:
     start = time.monotonic()
     if (folder / LOCATORS[0]).exists():
-        raise SystemExit(f"{folder} holds a quickstart already: remove it, or name another folder")
+        raise SystemExit(f"{folder} holds a quickstart already: remove it, or run python -m examples.quickstart FOLDER")
     length = [] if epochs is None else ["--epochs", str(epochs)]
     for locator in LOCATORS:
         out = ["--out", str(folder / locator)]

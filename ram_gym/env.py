@@ -99,8 +99,8 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     fields at once; keywords win over it, also those that come with a registered id.
 
     ## Attributes
-    `config`, `num_images` (of the split), `num_classes`; of the running episode, for drawing and for bounds: `canvas`,
-    `label`, `digit_location`.
+    `config`, `num_images` (of the split), `num_classes`; of the running episode, for drawing and for references:
+    `canvas`, `label`, `digit_location`.
 
     ## Version history
     v0: first version.
@@ -217,19 +217,19 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     @property
     def canvas(self) -> np.ndarray:
-        """The hidden scene, uint8 (C, S, S). For drawing and for bounds: no observation shows it."""
+        """The hidden scene, uint8 (C, S, S). For drawing and for references: no observation shows it."""
         self._require_episode()
         return canvases_of(self._pyramid, self.config)[0]
 
     @property
     def label(self) -> int:
-        """The hidden scene's right label. For drawing and for bounds."""
+        """The hidden scene's right label. For drawing and for references."""
         self._require_episode()
         return int(self._data.labels[self._index])
 
     @property
     def digit_location(self) -> np.ndarray:
-        """The hidden location of the image's centre on the canvas, float32 (2,). For bounds."""
+        """The hidden location of the image's centre on the canvas, float32 (2,). For references."""
         self._require_episode()
         assert self._placement is not None
         return scenes.digit_locations(self._placement, self._data.images.shape, self.config)[0]

@@ -376,8 +376,8 @@ def _blaming(policy: Policy) -> Iterator[None]:
 def compare(policy: Evaluation, reference: Evaluation) -> Comparison:
     """The paired difference of two evaluations: the policy's less the reference's.
 
-    Own images are told apart by their labels alone, and protocols are not looked at; `ComparisonTable` refuses those
-    that differ.
+    Of own images only the labels are compared, so that two sets with the same labels pass for one. Protocols are not
+    compared here; `ComparisonTable` refuses different ones.
 
     Raises:
         ValueError: their settings or their labels differ, so that they are not of the same scenes.

@@ -1,4 +1,4 @@
-"""The glimpse sensor as one Triton kernel, for GPUs. Imported where there is one and Triton with it."""
+"""The glimpse sensor as one Triton kernel, for GPUs. Importing it fails where Triton is missing."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _pool(  # type: ignore[no-untyped-def]
     return _mean(_block_sum(canvas, x, y, mask, SIZE, SIDE), SIDE)
 
 
-# One variant whatever comes in, so that no graph's capture meets one that was not compiled yet.
+# One variant a setting, wherever tensors begin, so that no graph's capture meets one that was not compiled yet.
 @triton.jit(do_not_specialize=["num_values"], do_not_specialize_on_alignment=["canvases", "locations"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,

@@ -229,7 +229,7 @@ def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
 
 def blocks(num_rows: int, row_size: int, at_once: int, like: Array) -> list[slice]:
-    """Slices that cover all rows where `like` is: each of at most `at_once` numbers, on a CPU, or of one row."""
+    """Slices that cover all rows, of at most `at_once` numbers each (or one row); elsewhere than on a CPU of more."""
     is_on_cpu = not is_torch_array(like) or like.device.type == "cpu"
     step = max((at_once if is_on_cpu else AT_ONCE_ELSEWHERE) // row_size, 1)
     return [slice(start, min(start + step, num_rows)) for start in range(0, max(num_rows, 1), step)]
@@ -250,9 +250,10 @@ def _can_start_kernel(where: Any) -> bool:
     try:
         from ram_gym import kernels
 
-        kernels.sense(
-            torch.zeros(1, 1, 4, 4, dtype=torch.uint8, device=where), torch.zeros(1, 2, device=where), 1, 1, 2
-        )
+        location = torch.zeros(1, 2, dtype=torch.float32, device=where)
+        kernels.sense(torch.zeros(1, 1, 4, 4, dtype=torch.uint8, device=where), location, 1, 1, 2)
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing of Triton
     except Exception as error:  # of the compiler, the driver, the headers or Triton: whatever it is, PyTorch can do it
         text = f"glimpses are taken by PyTorch, more slowly, since Triton cannot start the kernel on {where}"
         warnings.warn(f"{text}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
@@ -321,6 +322,7 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
 
     Raises:
         ValueError: canvases or locations of another type, shape, range or device.
+        TypeError: one is an array and the other a tensor.
 
     Example:
         >>> import numpy as np
@@ -330,10 +332,9 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
     """
     xp = array_namespace(canvases, locations)
     size = config.canvas_size
-    if canvases.dtype != xp.uint8 or len(canvases.shape) != 4 or tuple(canvases.shape[2:]) != (size, size):
-        raise ValueError(
-            f"canvases must be uint8 (N, C, {size}, {size}), got {canvases.dtype} of shape {tuple(canvases.shape)}"
-        )
+    shape = tuple(canvases.shape)
+    if canvases.dtype != xp.uint8 or len(shape) != 4 or shape[1] == 0 or shape[2:] != (size, size):
+        raise ValueError(f"canvases must be uint8 (N, C, {size}, {size}), got {canvases.dtype} of shape {shape}")
     if locations.dtype != xp.float32 or tuple(locations.shape) != (canvases.shape[0], 2):
         raise ValueError(
             f"locations must be float32 ({canvases.shape[0]}, 2), got {locations.dtype} of shape "

@@ -63,7 +63,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     render_mode: None or "rgb_array"; `render` then gives a tuple of N frames.
 
     ## Attributes
-    `config`, `num_images` (of the split), `num_classes`; of the running episodes, for drawing and for bounds:
+    `config`, `num_images` (of the split), `num_classes`; of the running episodes, for drawing and for references:
     `canvases`, `labels`, `digit_locations`.
 
     ## Version history
@@ -236,7 +236,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             frames.append(render_frame(canvases[lane], path, glimpses[lane], self.config, prediction, labels[lane]))
         return tuple(frames)
 
-    # ----------------------------------------------------------------------- what is hidden: for drawing and for bounds
+    # ------------------------------------------------------------------- what is hidden: for drawing and for references
 
     @property
     def canvases(self) -> Tensor:

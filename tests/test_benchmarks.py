@@ -175,10 +175,9 @@ def test_training_counts_images(results: tuple[Path, dict[str, Any]]) -> None:
     assert rounded["variant"] == "bfloat16"
     assert [row["variant"] for row in limits] == ["", "bfloat16"]
     for row in limits:
-        check_rate(row, row["work"] / row["passes"])
         assert row["operations_of_update"] == operations_of_update(64, steps=6)
         # A pass multiplies two squares of 2,048 and counts as the images whose products are as much work.
-        assert row["work"] / row["passes"] / 64 * row["operations_of_update"] == pytest.approx(2 * 2048**3)
+        check_rate(row, 64 * 2 * 2048**3 / row["operations_of_update"])
     assert {row["variant"] for row in plain} == {"as published", "quicker"}
     for row in plain:
         check_rate(row, 32)
@@ -383,6 +382,8 @@ def test_cases_run_on_a_gpu(measure: str, variant: str) -> None:
     assert "skipped" not in row
     if "rate" in row:
         assert row["rate"]["min"] > 0
+        if measure == "training.limit":
+            assert row["operations_of_update"] == operations_of_update(64, steps=6)
     elif "peak_bytes" in row:
         assert row["peak_bytes"] >= 64 * 28 * 28
     else:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import ram_gym
 from agents.cli import main
 from ram_gym import TASKS
 
@@ -126,3 +128,9 @@ def test_the_readme_lists_every_task() -> None:
     for name, task in TASKS.items():
         assert f"`{task.env_id}`" in README
         assert f"`{name}`" in README
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == ram_gym.__version__
+    assert citation["license"] == "MIT"
