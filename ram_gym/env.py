@@ -14,7 +14,7 @@ from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_locatio
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
-from ram_gym.retina import canvases_of, new_pyramid, pixel_rows, sense_one, sum_boxes
+from ram_gym.retina import canvases_of, new_pyramid, new_scratch, pixel_rows, sense_one, sum_boxes
 
 RENDER_FPS = 2
 
@@ -171,9 +171,10 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._placement = scenes.place(indices, np.array([key], np.int64), self._data.images.shape, self.config)
         if self._pyramid is None:
             self._pyramid = new_pyramid(1, self._data.images.shape[1], self.config, self._data.images)
+            self._scratch = new_scratch(self._pyramid, self.config)
         rows = pixel_rows(self._pyramid, self.config)
         scenes.compose(self._data.images, indices, self._placement, self.config, rows)
-        sum_boxes(self._pyramid, self.config)
+        sum_boxes(self._pyramid, self.config, self._scratch)
         self._path = [scenes.first_locations(key) if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}

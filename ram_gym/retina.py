@@ -5,16 +5,19 @@ average-pooled to `patch_size` pixels.
 
 Source: Mnih et al. 2014, section 3.1 (glimpse sensor, figure 1A).
 Differs: nothing in what is seen. The sums that pooling needs are made once a scene for every place (a pyramid of box
-sums), so that a glimpse is one lookup per value whatever its scale. On a GPU, where reading memory is what takes time,
+sums), so that each value is there to be copied whatever its scale. On a GPU, where reading memory is what takes time,
 a kernel pools as it reads, and the pyramid is the canvases themselves.
 
 Numbers are exact: box sums are integers below 2^24 and are divided once, so a glimpse has the same bits from NumPy
 and PyTorch, on every device and in every batch size.
+
+Longer than other files here: how a pyramid is laid out is known in this one alone.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -91,8 +94,20 @@ def _rows(pyramid: Array, start: int, number: int, row: int) -> Array:
     return array_namespace(pyramid).reshape(run, (*run.shape[:2], number, row))
 
 
-def sum_boxes(pyramid: Array, config: GlimpseConfig) -> None:
-    """Makes all sums of a pyramid, in place, after its `pixel_rows` were changed."""
+def new_scratch(pyramid: Array, config: GlimpseConfig) -> Array:
+    """Room that `sum_boxes` needs for this pyramid, and for smaller ones, one after the other."""
+    (num, channels), (row, _, levels) = pyramid.shape[:2], _layout(config)
+    is_needed = len(levels) > 1 and not _is_canvases(pyramid)
+    size = num * channels * (config.canvas_size + 2 * levels[-1].block) * row if is_needed else 0
+    return array_namespace(pyramid).empty((size,), dtype=pyramid.dtype, device=device(pyramid))
+
+
+def sum_boxes(pyramid: Array, config: GlimpseConfig, scratch: Array) -> None:
+    """Makes all sums of a pyramid, in place, after its `pixel_rows` were changed.
+
+    Sums over rows are kept in `scratch` before they are summed over columns: malloc would take such room from the
+    system each time, and give it back.
+    """
     if _is_canvases(pyramid):
         return
     row, _, levels = _layout(config)
@@ -103,13 +118,14 @@ def sum_boxes(pyramid: Array, config: GlimpseConfig) -> None:
         width = side if row > 2 * side else row
         shifts = [copy * fine.block for copy in range(config.scale_factor)]
         starts = [fine.origin + first + shift for shift in shifts]
-        sums = _add_all([_rows(pyramid, start, side + shifts[-1], row)[..., :width] for start in starts])
+        terms = [_rows(pyramid, start, side + shifts[-1], row)[..., :width] for start in starts]
+        sums = _add_all(terms, scratch[: math.prod(terms[0].shape)].reshape(terms[0].shape))
         out = _rows(pyramid, coarse.origin + first, side, row)[..., :width]
         _add_all([sums[:, :, shift : shift + side] for shift in shifts], out)
 
 
-def _add_all(terms: list[Array], out: Array | None = None) -> Array:
-    """The sum of two or more arrays of one shape, into `out` where given."""
+def _add_all(terms: list[Array], out: Array) -> Array:
+    """The sum of two or more arrays of one shape, into `out`."""
     xp = array_namespace(terms[0])
     total = xp.add(terms[0], terms[1], out=out)
     for term in terms[2:]:
@@ -131,7 +147,7 @@ def build_pyramid(canvases: Array, config: GlimpseConfig) -> Array:
         return canvases
     pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
     pixel_rows(pyramid, config)[..., : config.canvas_size] = canvases
-    sum_boxes(pyramid, config)
+    sum_boxes(pyramid, config, new_scratch(pyramid, config))
     return pyramid
 
 
@@ -142,49 +158,40 @@ def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
 
 
 class _Constants(NamedTuple):
-    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values. Integers unless noted."""
+    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values."""
 
     has_even_sides: bool
     has_odd_sides: bool
     """Whether some patch has an even side in canvas pixels, and whether some has an odd one."""
     is_even: Array
-    """bool (K,), whether a scale's patches have even sides."""
-    row: int
-    """Of the levels."""
+    """bool (K, 1, 1), whether a scale's patches have even sides."""
     lanes: Array
-    """(N, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
+    """int64 (N, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
     offsets: Array
-    """(K, C * P * P), from where pixel y * row + x would lie, to the values of the patch that is centred on it."""
+    """int64 (K, 1, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
+    centred on it."""
     divisors: Array
-    """float32 (K, 1), what white sums up to."""
-
-
-_MOST_FOR_INT32 = 2**31 - 1
-"""Places are 32-bit numbers where these can count them: half as many bytes to write and to read again."""
+    """float32 (K, 1, 1), what white sums up to."""
 
 
 @lru_cache(maxsize=64)
 def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
     num, channels, length = shape
-    integer = xp.int32 if num * channels * length <= _MOST_FOR_INT32 else xp.int64
     row, _, levels = _layout(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
-    steps = np.arange(config.patch_size)
-    channel = length * np.arange(channels)[:, None, None]
+    channel, step = length * np.arange(channels)[:, None], row * np.arange(config.patch_size)
     offsets = [
-        level.origin - config.patch_side(scale) // 2 * (row + 1) + (steps[:, None] * row + steps) * level.block
+        (level.origin - config.patch_side(scale) // 2 * (row + 1) + channel + step * level.block).ravel()
         for scale, level in enumerate(levels)
     ]
-    offsets = [(channel + offset).ravel() for offset in offsets]
     return _Constants(
         any(is_even),
         not all(is_even),
-        xp.asarray(is_even, device=where),
-        row,
-        xp.asarray(channels * length * np.arange(num)[:, None], dtype=integer, device=where),
-        xp.asarray(np.stack(offsets), dtype=integer, device=where),
+        xp.asarray(is_even, device=where)[:, None, None],
+        xp.asarray(channels * length * np.arange(num)[:, None], dtype=xp.int64, device=where),
+        xp.asarray(np.stack(offsets)[:, None], dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None],
+        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
     )
 
 
@@ -210,22 +217,23 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
 
 def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
-    """What `sense` gives, all at once, from box sums."""
-    scales, side = config.num_scales, config.patch_size
-    xp = array_namespace(locations)
-    known = _constants(config, tuple(pyramid.shape), xp, device(locations))
-    num, channels = pyramid.shape[:2]
+    """What `sense` gives, all at once, from box sums: each row of a patch is copied as one run of them."""
+    (num, channels), side = pyramid.shape[:2], config.patch_size
+    xp, where = array_namespace(locations), device(locations)
+    known = _constants(config, tuple(pyramid.shape), xp, where)
+    row, _, levels = _layout(config)
     pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
     if known.has_even_sides and known.has_odd_sides:
-        centres = xp.where(known.is_even, patch_centres(pixels, 2)[..., None], patch_centres(pixels, 1)[..., None])
+        centres = xp.where(known.is_even, patch_centres(pixels, 2), patch_centres(pixels, 1))  # (K, N, 2)
     else:
-        centres = patch_centres(pixels, 2 if known.has_even_sides else 1)[..., None]  # (N, 2, K or 1)
-    centres = xp.astype(centres, known.lanes.dtype)
-    places = (centres[:, 1] * known.row + centres[:, 0] + known.lanes)[..., None] + known.offsets
-    sums = _look_up(xp.reshape(pyramid, (-1,)), xp.reshape(places, (num, scales * channels * side**2)))
-    glimpses = xp.astype(xp.reshape(sums, (num, scales, channels * side**2)), xp.float32)
+        centres = patch_centres(pixels, 2 if known.has_even_sides else 1)
+    starts = centres[..., 1:] * row + centres[..., :1] + known.lanes + known.offsets  # (K, N, C * P)
+    glimpses = xp.empty((num, len(levels), channels * side, side), dtype=xp.float32, device=where)
+    for scale, (block, _) in enumerate(levels if num else ()):
+        runs = _runs(pyramid.reshape(-1), starts[scale].reshape(-1), (side - 1) * block + 1)
+        glimpses[:, scale] = runs.reshape(num, channels * side, -1)[..., ::block]
     glimpses /= known.divisors
-    return xp.reshape(glimpses, (num, scales * channels, side, side))
+    return glimpses.reshape(num, len(levels) * channels, side, side)
 
 
 def blocks(num_rows: int, row_size: int, at_once: int, like: Array) -> list[slice]:
@@ -297,16 +305,11 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
     return glimpse.reshape(-1, side, side)
 
 
-# `take` of array_api_compat spends more on its checks than PyTorch on the lookup.
-def _look_up(table: Array, places: Array) -> Array:
-    """Entries of table (L,) at places (N, M): (N, M) or (N * M,)."""
-    if not is_torch_array(table):
-        return array_namespace(table).take(table, places)
-    from torch import get_num_threads
-
-    if table.device.type == "cpu" and get_num_threads() == 1:
-        return table.index_select(0, places.reshape(-1))  # always on one thread, and there the quicker of the two
-    return table.expand(places.shape[0], -1).gather(1, places)
+def _runs(table: Array, starts: Array, length: int) -> Array:
+    """Runs of numbers of table (L,) that begin at starts (M,): (M, length)."""
+    if is_torch_array(table):
+        return table.unfold(0, length, 1).index_select(0, starts)
+    return np.lib.stride_tricks.sliding_window_view(table, length)[starts]
 
 
 def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> Array:
@@ -347,4 +350,13 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
     if _has_kernel(canvases):
         return sense(canvases, locations, config)
     parts = blocks(canvases.shape[0], canvases.shape[1] * size**2, PIXELS_AT_ONCE, canvases)
-    return _by_blocks(lambda seen, where: sense(build_pyramid(seen, config), where, config), parts, canvases, locations)
+    pyramid = new_pyramid(parts[0].stop, canvases.shape[1], config, canvases)
+    scratch = new_scratch(pyramid, config)
+
+    def take(seen: Array, where: Array) -> Array:
+        part = pyramid[: seen.shape[0]]
+        pixel_rows(part, config)[..., :size] = seen
+        sum_boxes(part, config, scratch)
+        return sense(part, where, config)
+
+    return _by_blocks(take, parts, canvases, locations)

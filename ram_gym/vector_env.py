@@ -19,7 +19,7 @@ from ram_gym.arguments import MAX_SEED, Checked, check_integers, check_keys, che
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import PIXELS_AT_ONCE, blocks, canvases_of, new_pyramid, pixel_rows, sense, sum_boxes
+from ram_gym.retina import PIXELS_AT_ONCE, blocks, canvases_of, new_pyramid, new_scratch, pixel_rows, sense, sum_boxes
 
 Output = Literal["numpy", "torch"]
 
@@ -302,11 +302,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if pyramid is None:
             pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
         pixels = self.num_channels * self.config.canvas_size**2
-        for part in blocks(len(index), pixels, PIXELS_AT_ONCE, pyramid):
+        parts = blocks(len(index), pixels, PIXELS_AT_ONCE, pyramid)
+        scratch = new_scratch(pyramid[parts[0]], self.config)
+        for part in parts:
             places = scenes.Placement(*(value[part] for value in placement))
             rows = pixel_rows(pyramid[part], self.config)
             scenes.compose(self._images, index[part], places, self.config, rows)
-            sum_boxes(pyramid[part], self.config)
+            sum_boxes(pyramid[part], self.config, scratch)
         return pyramid
 
     def _look(self) -> None:

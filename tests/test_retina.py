@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ram_gym import GlimpseConfig, retina, take_glimpses
 from ram_gym.coordinates import clip_locations, location_to_pixel, patch_origins, pixel_to_location
-from ram_gym.retina import build_pyramid, canvases_of, pixel_rows, sense_one, sum_boxes
+from ram_gym.retina import build_pyramid, canvases_of, new_scratch, pixel_rows, sense_one, sum_boxes
 
 
 def ramp(size: int) -> np.ndarray:
@@ -124,10 +124,10 @@ def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObj
         np.testing.assert_array_equal(sense_one(build_pyramid(canvas[None], config), location, config), glimpse)
     again = build_pyramid(255 - canvases, config)
     pixel_rows(again, config)[..., : config.canvas_size] = canvases
-    sum_boxes(again, config)
+    sum_boxes(again, config, new_scratch(again, config))
     np.testing.assert_array_equal(again, build_pyramid(canvases, config))
     np.testing.assert_array_equal(canvases_of(again, config), canvases)
-    for threads in (1, 2):  # one thread looks values up in another way
+    for threads in (1, 2):
         torch.set_num_threads(threads)
         in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
         np.testing.assert_array_equal(in_torch.numpy(), fast)
@@ -142,15 +142,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[2**31 - 1, 0], ids=["32-bit places", "64-bit places"])
-def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(retina, "_MOST_FOR_INT32", request.param)
-    retina._constants.cache_clear()
-    yield
-    retina._constants.cache_clear()
-
-
-@pytest.mark.usefixtures("_threads", "_places")
+@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize(("patch", "scales", "factor"), [(1, 2, 3), (1, 3, 2), (2, 3, 2), (3, 2, 2), (3, 2, 3)])
 def test_every_place_on_every_half_pixel_borders_included(patch: int, scales: int, factor: int) -> None:
     config = GlimpseConfig(canvas_size=5, patch_size=patch, num_scales=scales, scale_factor=factor)

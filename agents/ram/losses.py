@@ -56,6 +56,13 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
     return ((grouped.sum(1, keepdim=True) - grouped) / (rollouts - 1)).flatten(0, 1)
 
 
+def log_likelihoods(rollout: Rollout) -> Tensor:
+    """Log-probabilities of the right labels in all answers that were kept, the last one last. -> (N, 1 to T)"""
+    # Classes first: a softmax over the last dimension, where that is short, takes PyTorch ten times as long.
+    logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1).movedim(-1, 0)  # (L, N, ...)
+    return logits.log_softmax(0).gather(0, rollout.labels[None, :, None].expand(1, *logits.shape[1:])).squeeze(0)
+
+
 def returns(rollout: Rollout, location_reward: LocationReward = "answer", discount: float = 1.0) -> Tensor:
     """What each look was worth, a constant. -> (N, T - 1)
 
@@ -71,12 +78,11 @@ def returns(rollout: Rollout, location_reward: LocationReward = "answer", discou
     """
     if location_reward == "answer":
         return rollout.rewards[:, None].expand_as(rollout.baselines)
-    logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1).detach()  # of all answers, (N, T, L)
     if location_reward == "every-answer":
+        logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1)
         values = (logits.argmax(-1) == rollout.labels[:, None]).to(logits.dtype)
     else:
-        labels = rollout.labels[:, None, None].expand(-1, logits.shape[1], 1)
-        values = logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
+        values = log_likelihoods(rollout).detach()
     before, after = values[:, :-1], values[:, 1:]
     means, total, weight = [], torch.zeros_like(after[:, 0]), 0.0
     for value in reversed(after.unbind(1)):
@@ -114,14 +120,12 @@ def rollout_losses(
 
     Differs: the paper trains the last answer alone; early answers count where early_logits are there.
     """
-    classification = functional.cross_entropy(rollout.logits, rollout.labels)
+    likelihoods = log_likelihoods(rollout)
+    classification = -likelihoods[:, -1].mean()
     zero = classification.new_zeros(())
     if not rollout.location_means.shape[1]:
         return Losses(classification, zero, zero, zero)
-    early = zero
-    if num_early := rollout.early_logits.shape[1]:
-        labels = rollout.labels.repeat_interleave(num_early)
-        early = functional.cross_entropy(rollout.early_logits.flatten(0, 1), labels)
+    early = -likelihoods[:, :-1].mean() if rollout.early_logits.shape[1] else zero
     rewards = returns(rollout, location_reward, location_discount)
     expected = leave_one_out(rewards, rollouts) if use_leave_one_out else rollout.baselines.detach()
     log_probability = location_log_probability(rollout.location_means, rollout.locations, std)

@@ -161,21 +161,26 @@ class Unrolled:
         encoded, what_where = core_inputs[:, : self.encoded.shape[2]], self.what_where.flatten(0, 1)
         core = _product(into_core, core_inputs)
         core_in, core = core[:, : encoded.shape[1]], core[:, encoded.shape[1] :]
-        core_bias = into_core.sum(0, dtype=torch.float32)
+        core_bias = self._total(into_core)
         into_encoded = torch.ops.aten.threshold_backward(into_core @ self.core_in, encoded, 0)
         into_hidden = torch.ops.aten.threshold_backward(into_encoded @ self.combine, what_where, 0)
         into_what, into_where = into_hidden[:, : self.middle], into_hidden[:, self.middle :].float()
-        into_biases = into_hidden.sum(0, dtype=torch.float32)
+        into_biases = self._total(into_hidden)
         return [
             _product(into_what, self.glimpses.flatten(0, 1)),
             into_biases[: self.middle],
             (self.locations.flatten(0, 1).t() @ into_where).t(),
             into_biases[self.middle :],
             _product(into_encoded, what_where),
-            into_encoded.sum(0, dtype=torch.float32),
+            self._total(into_encoded),
             *(core_in, core_bias, core, core_bias),
             *locator,
         ]
+
+    def _total(self, rows: Tensor) -> Tensor:
+        """A bias's gradient from those of what it is added to, (steps * N, O): float32 (O,)."""
+        # Two sums: PyTorch converts all of a bfloat16 tensor on a CPU before it sums to float32.
+        return rows.unflatten(0, (-1, self.glimpses.shape[1])).sum(1).sum(0, dtype=torch.float32)
 
     def _through_locator(self, of_means: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
         """The gradients of the location network's weights, and of the core's states before it."""
@@ -191,7 +196,7 @@ class Unrolled:
             into = (of_means * (1 - self.location_means * self.location_means)).flatten(0, 1)
             hidden = self.location_hidden.flatten(0, 1)
             into_hidden = torch.ops.aten.threshold_backward((into @ self.to_mean).to(hidden.dtype), hidden, 0)
-            found = [_product(into_hidden, seen), into_hidden.sum(0, dtype=torch.float32)]
+            found = [_product(into_hidden, seen), self._total(into_hidden)]
             found += [into.t() @ hidden.float(), into.sum(0)]
             into_before = into_hidden @ self.locator_layer[0] if into_core else None
         return found, None if into_before is None else into_before.float().unflatten(0, of_means.shape[:2])
