@@ -145,6 +145,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._index = self._scene_seed = 0
         self._placement: scenes.Placement | None = None
         self._pyramid: np.ndarray | None = None
+        self._scratch: np.ndarray | None = None  # room for summing boxes
         self._path: list[np.ndarray] = []  # locations looked at, float32 (2,) each
         self._prediction: int | None = None
 
@@ -171,6 +172,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._placement = scenes.place(indices, np.array([key], np.int64), self._data.images.shape, self.config)
         if self._pyramid is None:
             self._pyramid = new_pyramid(1, self._data.images.shape[1], self.config, self._data.images)
+        if self._scratch is None:
             self._scratch = new_scratch(self._pyramid, self.config)
         rows = pixel_rows(self._pyramid, self.config)
         scenes.compose(self._data.images, indices, self._placement, self.config, rows)
@@ -257,7 +259,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process loads a named dataset itself: pickles stay small."""
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_scratch": None}
         if self.config.dataset != CUSTOM_DATASET:
             del state["_data"]
         return state

@@ -134,7 +134,7 @@ def _add_all(terms: list[Array], out: Array) -> Array:
 
 
 def build_pyramid(canvases: Array, config: GlimpseConfig) -> Array:
-    """What `sense` looks up: box sums of canvases at every place and scale.
+    """What `sense` copies from: box sums of canvases at every place and scale.
 
     Args:
         canvases: uint8 (N, C, S, S).
@@ -229,8 +229,9 @@ def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)
     starts = centres[..., 1:] * row + centres[..., :1] + known.lanes + known.offsets  # (K, N, C * P)
     glimpses = xp.empty((num, len(levels), channels * side, side), dtype=xp.float32, device=where)
+    table = pyramid.reshape(-1)
     for scale, (block, _) in enumerate(levels if num else ()):
-        runs = _runs(pyramid.reshape(-1), starts[scale].reshape(-1), (side - 1) * block + 1)
+        runs = _runs(table, starts[scale].reshape(-1), (side - 1) * block + 1)
         glimpses[:, scale] = runs.reshape(num, channels * side, -1)[..., ::block]
     glimpses /= known.divisors
     return glimpses.reshape(num, len(levels) * channels, side, side)
@@ -280,7 +281,7 @@ def _is_canvases(pyramid: Array) -> bool:
 
 
 def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) -> np.ndarray:
-    """The glimpse that `sense` gives, of a single canvas in NumPy: a view with strides instead of lookups.
+    """The glimpse that `sense` gives, of a single canvas in NumPy: a view with strides instead of runs.
 
     Args:
         pyramid: what `build_pyramid` gave for one canvas of C channels (without gaps in memory).

@@ -158,13 +158,14 @@ def test_observations_share_no_memory_with_the_environment(small_images: tuple) 
 
 
 def test_pickles_keep_the_episode_and_leave_named_datasets_out(small_images: tuple) -> None:
-    for env in (make(small_images), GlimpseEnv(dataset="digits")):
+    for env in (make(small_images), GlimpseEnv(dataset="digits", num_scales=2)):
         env.reset(seed=2)
         env.step(act())
         data = pickle.dumps(env)
         if env.config.dataset == "digits":
             assert len(data) < 20_000
         copy = pickle.loads(data)
+        assert copy._scratch is None
         for _ in range(2):
             np.testing.assert_array_equal(copy.step(act(0.5))[0]["glimpse"], env.step(act(0.5))[0]["glimpse"])
         np.testing.assert_array_equal(copy.reset()[0]["glimpse"], env.reset()[0]["glimpse"])

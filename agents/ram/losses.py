@@ -58,17 +58,23 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
 
 def log_likelihoods(rollout: Rollout) -> Tensor:
     """Log-probabilities of the right labels in all answers that were kept, the last one last. -> (N, 1 to T)"""
-    # Classes first: a softmax over the last dimension, where that is short, takes PyTorch ten times as long.
+    # Classes first: a softmax over the last dimension, where that is short, takes PyTorch ten times as long on a CPU.
     logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1).movedim(-1, 0)  # (L, N, ...)
     return logits.log_softmax(0).gather(0, rollout.labels[None, :, None].expand(1, *logits.shape[1:])).squeeze(0)
 
 
-def returns(rollout: Rollout, location_reward: LocationReward = "answer", discount: float = 1.0) -> Tensor:
+def returns(
+    rollout: Rollout,
+    location_reward: LocationReward = "answer",
+    discount: float = 1.0,
+    likelihoods: Tensor | None = None,
+) -> Tensor:
     """What each look was worth, a constant. -> (N, T - 1)
 
     The reward of the last answer for all of them; or, over the answers given after the look, the mean of how right they
     are (0 or 1) or of the right label's log-likelihood; or that mean less the log-likelihood before the look. All but
-    the first need `early_logits`. Of the answers after a look, each weighs `discount` times what the one before weighs.
+    the first need `early_logits`, or, where it is known, what `log_likelihoods` gives of them. Of the answers after a
+    look, each weighs `discount` times what the one before weighs.
 
     What stood before a look does not depend on where it goes, so to subtract it leaves the gradient's mean as it is and
     takes away what differs between easy scenes and hard ones. Later answers depend on later looks too, so the less they
@@ -82,7 +88,7 @@ def returns(rollout: Rollout, location_reward: LocationReward = "answer", discou
         logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1)
         values = (logits.argmax(-1) == rollout.labels[:, None]).to(logits.dtype)
     else:
-        values = log_likelihoods(rollout).detach()
+        values = (log_likelihoods(rollout) if likelihoods is None else likelihoods).detach()
     before, after = values[:, :-1], values[:, 1:]
     means, total, weight = [], torch.zeros_like(after[:, 0]), 0.0
     for value in reversed(after.unbind(1)):
@@ -126,7 +132,7 @@ def rollout_losses(
     if not rollout.location_means.shape[1]:
         return Losses(classification, zero, zero, zero)
     early = -likelihoods[:, :-1].mean() if rollout.early_logits.shape[1] else zero
-    rewards = returns(rollout, location_reward, location_discount)
+    rewards = returns(rollout, location_reward, location_discount, likelihoods)
     expected = leave_one_out(rewards, rollouts) if use_leave_one_out else rollout.baselines.detach()
     log_probability = location_log_probability(rollout.location_means, rollout.locations, std)
     reinforce = -(log_probability * (rewards - expected)).mean()

@@ -178,8 +178,11 @@ class Unrolled:
         ]
 
     def _total(self, rows: Tensor) -> Tensor:
-        """A bias's gradient from those of what it is added to, (steps * N, O): float32 (O,)."""
-        # Two sums: PyTorch converts all of a bfloat16 tensor on a CPU before it sums to float32.
+        """A bias's gradient from those of what it is added to, (steps * N, O): float32 (O,).
+
+        Each glimpse's sum is rounded to the network's precision, as products are, and these are summed in float32:
+        PyTorch would convert all of a bfloat16 tensor on a CPU before it sums that in float32.
+        """
         return rows.unflatten(0, (-1, self.glimpses.shape[1])).sum(1).sum(0, dtype=torch.float32)
 
     def _through_locator(self, of_means: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
