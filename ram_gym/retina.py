@@ -34,6 +34,10 @@ PIXELS_AT_ONCE, VALUES_AT_ONCE, AT_ONCE_ELSEWHERE = 2**20, 2**21, 2**27
 between images and glimpses then stays in the cache, or at least in arrays that malloc does not give back each time."""
 
 
+RUNS_FROM, CACHE_LINE = 256, 64
+"""From how many pyramids on rows are copied as runs; and bytes of a line, on most processors."""
+
+
 class _Level(NamedTuple):
     """Where one scale's box sums lie in a pyramid.
 
@@ -164,12 +168,14 @@ class _Constants(NamedTuple):
     has_odd_sides: bool
     """Whether some patch has an even side in canvas pixels, and whether some has an odd one."""
     is_even: Array
-    """bool (K, 1, 1), whether a scale's patches have even sides."""
+    """bool (K, 1), whether a scale's patches have even sides."""
     lanes: Array
-    """int64 (N, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
+    """int64 (N, 1, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
     offsets: Array
-    """int64 (K, 1, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
+    """int64 (K, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
     centred on it."""
+    steps: Array
+    """int64 (K, 1, P), from there to each value of the row."""
     divisors: Array
     """float32 (K, 1, 1), what white sums up to."""
 
@@ -179,6 +185,7 @@ def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, wher
     num, channels, length = shape
     row, _, levels = _layout(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
+    blocks = np.array([level.block for level in levels])
     channel, step = length * np.arange(channels)[:, None], row * np.arange(config.patch_size)
     offsets = [
         (level.origin - config.patch_side(scale) // 2 * (row + 1) + channel + step * level.block).ravel()
@@ -187,11 +194,12 @@ def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, wher
     return _Constants(
         any(is_even),
         not all(is_even),
-        xp.asarray(is_even, device=where)[:, None, None],
-        xp.asarray(channels * length * np.arange(num)[:, None], dtype=xp.int64, device=where),
-        xp.asarray(np.stack(offsets)[:, None], dtype=xp.int64, device=where),
+        xp.asarray(is_even, device=where)[:, None],
+        xp.asarray(channels * length * np.arange(num)[:, None, None], dtype=xp.int64, device=where),
+        xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
+        xp.asarray(blocks[:, None, None] * np.arange(config.patch_size), dtype=xp.int64, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
-        xp.asarray([255.0 * level.block**2 for level in levels], dtype=xp.float32, device=where)[:, None, None],
+        xp.asarray(255.0 * blocks[:, None, None] ** 2, dtype=xp.float32, device=where),
     )
 
 
@@ -217,22 +225,30 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
 
 def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
-    """What `sense` gives, all at once, from box sums: each row of a patch is copied as one run of them."""
+    """What `sense` gives, all at once, from box sums.
+
+    Each row of a patch is copied as one run of them, where that takes less time than to look each value up: not for few
+    pyramids, since it takes some operations a scale, nor where most of a run's cache lines hold no value.
+    """
     (num, channels), side = pyramid.shape[:2], config.patch_size
     xp, where = array_namespace(locations), device(locations)
     known = _constants(config, tuple(pyramid.shape), xp, where)
     row, _, levels = _layout(config)
-    pixels = location_to_pixel(locations, config.canvas_size)  # (N, 2)
+    pixels = location_to_pixel(locations, config.canvas_size)[:, None]  # (N, 1, 2)
     if known.has_even_sides and known.has_odd_sides:
-        centres = xp.where(known.is_even, patch_centres(pixels, 2), patch_centres(pixels, 1))  # (K, N, 2)
+        centres = xp.where(known.is_even, patch_centres(pixels, 2), patch_centres(pixels, 1))  # (N, K, 2)
     else:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)
-    starts = centres[..., 1:] * row + centres[..., :1] + known.lanes + known.offsets  # (K, N, C * P)
+    starts = (centres[..., 1:] * row + centres[..., :1] + known.lanes) + known.offsets  # (N, K, C * P)
     glimpses = xp.empty((num, len(levels), channels * side, side), dtype=xp.float32, device=where)
     table = pyramid.reshape(-1)
-    for scale, (block, _) in enumerate(levels if num else ()):
-        runs = _runs(table, starts[scale].reshape(-1), (side - 1) * block + 1)
-        glimpses[:, scale] = runs.reshape(num, channels * side, -1)[..., ::block]
+    if num >= RUNS_FROM and levels[-1].block * table.itemsize < CACHE_LINE:
+        for scale, (block, _) in enumerate(levels):
+            runs = _runs(table, starts[:, scale].reshape(-1), (side - 1) * block + 1)
+            glimpses[:, scale] = runs.reshape(num, channels * side, -1)[..., ::block]
+    elif num:
+        places = starts[..., None] + known.steps  # (N, K, C * P, P)
+        glimpses[...] = _look_up(table, places.reshape(num, -1)).reshape(glimpses.shape)
     glimpses /= known.divisors
     return glimpses.reshape(num, len(levels) * channels, side, side)
 
@@ -304,6 +320,17 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
         sums: np.ndarray = np.ndarray((channels, side, side), pyramid.dtype, pyramid, start, strides)
         np.divide(sums, 255 * block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
     return glimpse.reshape(-1, side, side)
+
+
+def _look_up(table: Array, places: Array) -> Array:
+    """Numbers of table (L,) at places (N, M): (N, M) or (N * M,)."""
+    if not is_torch_array(table):
+        return table[places]
+    from torch import get_num_threads
+
+    if table.device.type == "cpu" and get_num_threads() == 1:
+        return table.index_select(0, places.reshape(-1))  # always on one thread, and there the quicker of the two
+    return table.expand(places.shape[0], -1).gather(1, places)
 
 
 def _runs(table: Array, starts: Array, length: int) -> Array:

@@ -128,6 +128,11 @@ def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObj
     np.testing.assert_array_equal(canvases_of(again, config), canvases)
     in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
     np.testing.assert_array_equal(in_torch.numpy(), fast)
+    with pytest.MonkeyPatch.context() as patch:  # runs of rows, which so few are not copied as
+        patch.setattr(retina, "RUNS_FROM", 1)
+        np.testing.assert_array_equal(take_glimpses(canvases, locations, config), fast)
+        in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
+        np.testing.assert_array_equal(in_torch.numpy(), fast)
     assert fast.min() >= 0
     assert fast.max() <= 1
 
