@@ -162,7 +162,7 @@ def canvases_of(pyramid: Array, config: GlimpseConfig) -> Array:
 
 
 class _Constants(NamedTuple):
-    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values."""
+    """What `sense` needs for pyramids (N, C, L) on a device; K scales of P x P values. Integers unless noted."""
 
     has_even_sides: bool
     has_odd_sides: bool
@@ -170,19 +170,24 @@ class _Constants(NamedTuple):
     is_even: Array
     """bool (K, 1), whether a scale's patches have even sides."""
     lanes: Array
-    """int64 (N, 1, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
+    """(N, 1, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
     offsets: Array
-    """int64 (K, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
+    """(K, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
     centred on it."""
     steps: Array
-    """int64 (K, 1, P), from there to each value of the row."""
+    """(K, 1, P), from there to each value of the row."""
     divisors: Array
     """float32 (K, 1, 1), what white sums up to."""
+
+
+MOST_FOR_INT32 = 2**31 - 1
+"""Places are 32-bit numbers where these can count them: half as many bytes to write and to read again."""
 
 
 @lru_cache(maxsize=64)
 def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
     num, channels, length = shape
+    integer = xp.int32 if num * channels * length <= MOST_FOR_INT32 else xp.int64
     row, _, levels = _layout(config)
     is_even = [config.patch_side(scale) % 2 == 0 for scale in range(config.num_scales)]
     blocks = np.array([level.block for level in levels])
@@ -195,9 +200,9 @@ def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, wher
         any(is_even),
         not all(is_even),
         xp.asarray(is_even, device=where)[:, None],
-        xp.asarray(channels * length * np.arange(num)[:, None, None], dtype=xp.int64, device=where),
-        xp.asarray(np.stack(offsets), dtype=xp.int64, device=where),
-        xp.asarray(blocks[:, None, None] * np.arange(config.patch_size), dtype=xp.int64, device=where),
+        xp.asarray(channels * length * np.arange(num)[:, None, None], dtype=integer, device=where),
+        xp.asarray(np.stack(offsets), dtype=integer, device=where),
+        xp.asarray(blocks[:, None, None] * np.arange(config.patch_size), dtype=integer, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
         xp.asarray(255.0 * blocks[:, None, None] ** 2, dtype=xp.float32, device=where),
     )
@@ -239,6 +244,7 @@ def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
         centres = xp.where(known.is_even, patch_centres(pixels, 2), patch_centres(pixels, 1))  # (N, K, 2)
     else:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)
+    centres = xp.astype(centres, known.lanes.dtype)
     starts = (centres[..., 1:] * row + centres[..., :1] + known.lanes) + known.offsets  # (N, K, C * P)
     glimpses = xp.empty((num, len(levels), channels * side, side), dtype=xp.float32, device=where)
     table = pyramid.reshape(-1)

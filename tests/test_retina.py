@@ -144,7 +144,15 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.fixture(params=[2**31 - 1, 0], ids=["32-bit places", "64-bit places"])
+def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(retina, "MOST_FOR_INT32", request.param)
+    retina._constants.cache_clear()
+    yield
+    retina._constants.cache_clear()
+
+
+@pytest.mark.usefixtures("_threads", "_places")
 @pytest.mark.parametrize(("patch", "scales", "factor"), [(1, 2, 3), (1, 3, 2), (2, 3, 2), (3, 2, 2), (3, 2, 3)])
 def test_every_place_on_every_half_pixel_borders_included(patch: int, scales: int, factor: int) -> None:
     config = GlimpseConfig(canvas_size=5, patch_size=patch, num_scales=scales, scale_factor=factor)
