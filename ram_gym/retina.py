@@ -150,8 +150,13 @@ def build_pyramid(canvases: Array, config: GlimpseConfig) -> Array:
     if _has_kernel(canvases):
         return canvases
     pyramid = new_pyramid(canvases.shape[0], canvases.shape[1], config, canvases)
+    return _fill(pyramid, canvases, config, new_scratch(pyramid, config))
+
+
+def _fill(pyramid: Array, canvases: Array, config: GlimpseConfig, scratch: Array) -> Array:
+    """The pyramid, made one of these canvases."""
     pixel_rows(pyramid, config)[..., : config.canvas_size] = canvases
-    sum_boxes(pyramid, config, new_scratch(pyramid, config))
+    sum_boxes(pyramid, config, scratch)
     return pyramid
 
 
@@ -388,9 +393,6 @@ def take_glimpses(canvases: Array, locations: Array, config: GlimpseConfig) -> A
     scratch = new_scratch(pyramid, config)
 
     def take(seen: Array, where: Array) -> Array:
-        part = pyramid[: seen.shape[0]]
-        pixel_rows(part, config)[..., :size] = seen
-        sum_boxes(part, config, scratch)
-        return sense(part, where, config)
+        return sense(_fill(pyramid[: seen.shape[0]], seen, config, scratch), where, config)
 
     return _by_blocks(take, parts, canvases, locations)
