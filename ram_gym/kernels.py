@@ -1,4 +1,8 @@
-"""The glimpse sensor as one Triton kernel, for GPUs. Importing it fails where Triton is missing."""
+"""The glimpse sensor as one Triton kernel, for GPUs. Importing it fails where Triton is missing.
+
+One thread takes four neighbouring values of a row, at each scale: the pixels that they are the means of lie side by
+side, so that it reads them four at a time, each once.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-VALUES_PER_PROGRAM = 256
+FOURS_PER_PROGRAM = 128
 WARPS = 4
 MOST_UNROLLED = tl.constexpr(8)
-"""Blocks of up to this side are summed without a loop. Above 22, halves of 16 bits could not hold the sum of one."""
+"""Blocks of up to this side are summed without a loop."""
 ROUNDING = tl.constexpr(1.5 * 2.0**23)
 """What is added to it is rounded to a whole number, ties to even: float32 has no finer ones there."""
+HAS_DP4A = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)
+"""Whether one instruction sums four bytes: on NVIDIA's GPUs, but neither on AMD's nor in Triton's interpreter."""
 
 
 @triton.jit
@@ -23,72 +29,88 @@ def _is_inside(at, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _fours_of_row(row, first, before, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sum of SIDE pixels of a row, in two halves of 16 bits, read in fours that begin at multiples of four.
-
-    It takes one four more than fit: which bytes to leave out of the first and of the last is complementary, so both
-    make one number.
-    """
-    start = tl.load(row, mask=mask & _is_inside(first, SIZE), other=0)
-    end = tl.load(row + SIDE // 4, mask=mask & _is_inside(first + SIDE, SIZE), other=0)
-    four = start ^ ((start ^ end) & before)
+def _add_bytes(sums, four, BLOCK: tl.constexpr, FIRST: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of a block, and those of four pixels that lie in it: FIRST and the three after it of the blocks' row."""
+    # A byte is one or zero, the lowest that of the pixel furthest left.
+    is_inside: tl.constexpr = (
+        (FIRST // SIDE == BLOCK) * 1
+        | ((FIRST + 1) // SIDE == BLOCK) * 2**8
+        | ((FIRST + 2) // SIDE == BLOCK) * 2**16
+        | ((FIRST + 3) // SIDE == BLOCK) * 2**24
+    )
+    if is_inside == 0:
+        return sums
+    if HAS_DP4A:
+        return tl.inline_asm_elementwise(
+            "dp4a.u32.u32 $0, $1, $2, $3;",
+            "=r,r,r,r",
+            [four, tl.full(four.shape, is_inside, tl.uint32), sums],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    four = four & is_inside * 255
     pairs = (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
-    if SIDE <= MOST_UNROLLED:
-        for at in tl.static_range(1, SIDE // 4):
-            four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
-            pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
-    else:
-        for at in range(1, SIDE // 4):
-            four = tl.load(row + at, mask=mask & _is_inside(first + 4 * at, SIZE), other=0)
-            pairs += (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
-    return pairs
+    return sums + (pairs & 0xFFFF) + (pairs >> 16)
 
 
 @triton.jit
-def _pixels_of_row(row, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sum of SIDE pixels of a row."""
-    sums = tl.zeros_like(x)
+def _add_fours(a, b, c, d, fours, x, shift, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of four neighbouring blocks with a row of each added, read in fours that begin at multiples of four."""
+    four = tl.load(fours, mask=mask & _is_inside(x, SIZE), other=0)
+    for at in tl.static_range(SIDE):
+        following = tl.load(fours + at + 1, mask=mask & _is_inside(x + 4 * at + 4, SIZE), other=0)
+        pixels = (((following.to(tl.uint64) << 32) | four) >> shift).to(tl.uint32)
+        a = _add_bytes(a, pixels, 0, 4 * at, SIDE)
+        b = _add_bytes(b, pixels, 1, 4 * at, SIDE)
+        c = _add_bytes(c, pixels, 2, 4 * at, SIDE)
+        d = _add_bytes(d, pixels, 3, 4 * at, SIDE)
+        four = following
+    return a, b, c, d
+
+
+@triton.jit
+def _add_pixels(sums, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of a block with a row of it added, read pixel by pixel."""
     if SIDE <= MOST_UNROLLED:
         for at in tl.static_range(SIDE):
-            sums += tl.load(row + at, mask=mask & _is_inside(x + at, SIZE), other=0)
+            sums += tl.load(pixels + at, mask=mask & _is_inside(x + at, SIZE), other=0)
     else:
         for at in range(SIDE):
-            sums += tl.load(row + at, mask=mask & _is_inside(x + at, SIZE), other=0)
+            sums += tl.load(pixels + at, mask=mask & _is_inside(x + at, SIZE), other=0)
     return sums
 
 
 @triton.jit
-def _block_sum(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sum of SIDE x SIDE pixels from (x, y) on; it is zero beyond the border."""
-    sums = tl.zeros_like(x)
+def _add_row(a, b, c, d, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of four neighbouring blocks with a row of each added, that of the first from x on."""
+    if SIZE % 4 == 0:
+        over = x & 3
+        fours = (pixels - over).to(tl.pointer_type(tl.uint32), bitcast=True)
+        return _add_fours(a, b, c, d, fours, x - over, (8 * over).to(tl.uint64), mask, SIZE, SIDE)
+    a = _add_pixels(a, pixels, x, mask, SIZE, SIDE)
+    b = _add_pixels(b, pixels + SIDE, x + SIDE, mask, SIZE, SIDE)
+    c = _add_pixels(c, pixels + 2 * SIDE, x + 2 * SIDE, mask, SIZE, SIDE)
+    d = _add_pixels(d, pixels + 3 * SIDE, x + 3 * SIDE, mask, SIZE, SIDE)
+    return a, b, c, d
+
+
+@triton.jit
+def _block_sums(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of four blocks of SIDE x SIDE pixels, side by side from (x, y) on; it is zero beyond the border."""
     line = y
     if SIZE >= 2**15:
         line = y.to(tl.int64)  # such a canvas can have more pixels than an int32 counts
-    if SIDE % 4 == 0 and SIZE % 4 == 0:
-        over = x & 3
-        first = x - over
-        before = (1 << (8 * over).to(tl.uint32)) - 1
-        fours = (canvas + (line * SIZE + first)).to(tl.pointer_type(tl.uint32), bitcast=True)
-        if SIDE <= MOST_UNROLLED:
-            pairs = tl.zeros(x.shape, tl.uint32)
-            for at in tl.static_range(SIDE):
-                row, in_row = fours + at * (SIZE // 4), mask & _is_inside(y + at, SIZE)
-                pairs += _fours_of_row(row, first, before, in_row, SIZE, SIDE)
-            sums += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
-        else:
-            for at in range(SIDE):
-                row, in_row = fours + at * (SIZE // 4), mask & _is_inside(y + at, SIZE)
-                pairs = _fours_of_row(row, first, before, in_row, SIZE, SIDE)
-                sums += ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32)
+    pixels = canvas + (line * SIZE + x)
+    a = tl.zeros(x.shape, tl.uint32)
+    b, c, d = a, a, a
+    if SIDE <= MOST_UNROLLED:
+        for at in tl.static_range(SIDE):
+            a, b, c, d = _add_row(a, b, c, d, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
     else:
-        pixels = canvas + (line * SIZE + x)
-        if SIDE <= MOST_UNROLLED:
-            for at in tl.static_range(SIDE):
-                sums += _pixels_of_row(pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
-        else:
-            for at in range(SIDE):
-                sums += _pixels_of_row(pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
-    return sums
+        for at in range(SIDE):
+            a, b, c, d = _add_row(a, b, c, d, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (x.shape[0], 4))
 
 
 @triton.jit
@@ -119,23 +141,23 @@ def _pool(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     SIDE: tl.constexpr,
 ):
-    """The values in a row and column of a patch, each the mean of SIDE x SIDE pixels."""
+    """The four values of a row from a column on, each the mean of SIDE x SIDE pixels."""
     if PATCH * SIDE % 2 == 0:
         x = near_x - PATCH * SIDE // 2 + column * SIDE
         y = near_y - PATCH * SIDE // 2 + row * SIDE
     else:
         x = left - PATCH * SIDE // 2 + column * SIDE
         y = top - PATCH * SIDE // 2 + row * SIDE
-    return _mean(_block_sum(canvas, x, y, mask, SIZE, SIDE), SIDE)
+    return _mean(_block_sums(canvas, x, y, mask, SIZE, SIDE), SIDE)
 
 
 # One variant a setting, wherever tensors begin, so that no graph's capture meets one that was not compiled yet.
-@triton.jit(do_not_specialize=["num_values"], do_not_specialize_on_alignment=["canvases", "locations"])
+@triton.jit(do_not_specialize=["num_fours"], do_not_specialize_on_alignment=["canvases", "locations"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,
     locations,
     glimpses,
-    num_values,  # of one scale, of all lanes
+    num_fours,  # of one scale, of all lanes
     half_canvas,
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -144,15 +166,18 @@ def _sense(  # type: ignore[no-untyped-def]
     FACTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    of_lane: tl.constexpr = CHANNELS * PATCH * PATCH
+    fours_of_row: tl.constexpr = (PATCH + 3) // 4
+    of_lane: tl.constexpr = CHANNELS * PATCH * fours_of_row
     begin = tl.program_id(0).to(tl.int64) * BLOCK
-    mask = tl.arange(0, BLOCK) < num_values - begin
-    value = (begin % of_lane).to(tl.int32) + tl.arange(0, BLOCK)
-    lane = begin // of_lane + value // of_lane
-    value = value % of_lane
-    row = value // PATCH % PATCH
-    column = value % PATCH
-    canvas = canvases + (lane * CHANNELS + value // (PATCH * PATCH)) * (SIZE * SIZE)
+    mask = tl.arange(0, BLOCK) < num_fours - begin
+    four = (begin % of_lane).to(tl.int32) + tl.arange(0, BLOCK)
+    lane = begin // of_lane + four // of_lane
+    line = four % of_lane // fours_of_row  # of all channels
+    row = line % PATCH
+    column = four % fours_of_row * 4
+    canvas = canvases + (lane * CHANNELS + line // PATCH) * (SIZE * SIZE)
+    columns = column[:, None] + tl.arange(0, 4)[None, :]
+    in_patch = mask[:, None] & (columns < PATCH)
 
     x = (tl.load(locations + 2 * lane, mask=mask, other=0.0) + 1.0) * half_canvas
     y = (tl.load(locations + 2 * lane + 1, mask=mask, other=0.0) + 1.0) * half_canvas
@@ -163,10 +188,11 @@ def _sense(  # type: ignore[no-untyped-def]
 
     # The widest patch first: its pixels are what the finer ones look at too.
     for finer in tl.static_range(NUM_SCALES):
-        mean = _pool(
+        means = _pool(
             canvas, left, top, near_x, near_y, row, column, mask, SIZE, PATCH, FACTOR ** (NUM_SCALES - 1 - finer)
         )
-        tl.store(glimpses + (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * of_lane + value, mean, mask=mask)
+        scale_line = (lane * NUM_SCALES + (NUM_SCALES - 1 - finer)) * (CHANNELS * PATCH) + line
+        tl.store(glimpses + (scale_line * PATCH)[:, None] + columns, means, mask=in_patch)
 
 
 def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int, scale_factor: int) -> Tensor:
@@ -189,21 +215,21 @@ def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int,
     glimpses: Tensor = torch.empty(
         num, num_scales * channels, patch_size, patch_size, dtype=torch.float32, device=canvases.device
     )
-    num_values = glimpses.numel() // num_scales
-    grid: Any = (triton.cdiv(num_values, VALUES_PER_PROGRAM),)
+    num_fours = num * channels * patch_size * triton.cdiv(patch_size, 4)
+    grid: Any = (triton.cdiv(num_fours, FOURS_PER_PROGRAM),)
     with torch.cuda.device_of(canvases):  # Triton launches where PyTorch is
         _sense[grid](
             canvases,
             locations.contiguous(),
             glimpses,
-            num_values,
+            num_fours,
             size / 2.0,
             CHANNELS=channels,
             SIZE=size,
             PATCH=patch_size,
             NUM_SCALES=num_scales,
             FACTOR=scale_factor,
-            BLOCK=VALUES_PER_PROGRAM,
+            BLOCK=FOURS_PER_PROGRAM,
             num_warps=WARPS,
             enable_fp_fusion=False,  # what ROUNDING is added to must have been rounded before
         )

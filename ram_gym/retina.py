@@ -279,27 +279,34 @@ def _by_blocks(function: Callable[..., Array], parts: list[slice], *arrays: Arra
 
 
 @cache
-def _can_start_kernel(where: Any) -> bool:
-    """Whether the kernel runs on a device, found by a first small glimpse: it needs Triton, a compiler and headers."""
+def _kernel_works(where: Any) -> bool:
+    """Whether the kernel runs on a device and gives PyTorch's numbers there, found by first small glimpses.
+
+    It needs Triton, a compiler and headers.
+    """
     import torch
 
     try:
         from ram_gym import kernels
 
-        location = torch.zeros(1, 2, dtype=torch.float32, device=where)
-        kernels.sense(torch.zeros(1, 1, 4, 4, dtype=torch.uint8, device=where), location, 1, 1, 2)
+        config = GlimpseConfig(canvas_size=12, patch_size=4, num_scales=3)
+        canvases = torch.arange(7, 7 * 289, 7, device="cpu").to(torch.uint8).view(2, 1, 12, 12)
+        locations = torch.tensor([[-0.3, 0.2], [0.5, -1.0]], dtype=torch.float32, device="cpu")
+        glimpses = kernels.sense(canvases.to(where), locations.to(where), 4, 3, 2).cpu()
+        if not torch.equal(glimpses, take_glimpses(canvases, locations, config)):
+            raise ArithmeticError("its glimpses differ from those of PyTorch")
     except torch.cuda.OutOfMemoryError:
-        raise  # says nothing of Triton
+        raise  # says nothing of the kernel
     except Exception as error:  # of the compiler, the driver, the headers or Triton: whatever it is, PyTorch can do it
-        text = f"glimpses are taken by PyTorch, more slowly, since Triton cannot start the kernel on {where}"
+        text = f"glimpses are taken by PyTorch, more slowly, since the Triton kernel does not work on {where}"
         warnings.warn(f"{text}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
         return False
     return True
 
 
 def _has_kernel(array: Array) -> bool:
-    """Whether the sensor is one kernel where an array is: on a GPU, where Triton can start one."""
-    return is_torch_array(array) and array.is_cuda and _can_start_kernel(array.device)
+    """Whether the sensor is one kernel where an array is: on a GPU, where Triton's works."""
+    return is_torch_array(array) and array.is_cuda and _kernel_works(array.device)
 
 
 def _is_canvases(pyramid: Array) -> bool:

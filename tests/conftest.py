@@ -64,7 +64,7 @@ def small_images() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors that know their device and shape and have no numbers: reading one, or mixing devices, is an error."""
-    monkeypatch.setattr(retina, "_can_start_kernel", lambda where: False)  # a kernel cannot read them
+    monkeypatch.setattr(retina, "_kernel_works", lambda where: False)  # a kernel cannot read them
     kept = (scenes._pairs, scenes._box, retina._constants)
     for function in kept:
         function.cache_clear()

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -187,39 +183,6 @@ def test_clipping_keeps_what_is_inside() -> None:
     assert clip_locations(given_locations).tolist() == [[-1.0, 0.25], [1.0, -1.0]]
 
 
-KERNEL_CASES = [
-    {"canvas_size": 60, "patch_size": 12, "num_scales": 3},
-    {"canvas_size": 28, "patch_size": 2, "num_scales": 5},  # blocks of more than 8 x 8, read in fours
-    {"canvas_size": 26, "patch_size": 2, "num_scales": 5},  # and one by one
-    {"canvas_size": 28, "patch_size": 1, "num_scales": 6},  # and of 32 x 32
-    {"canvas_size": 28, "patch_size": 8},
-    {"canvas_size": 9, "patch_size": 5, "num_scales": 2},
-    {"canvas_size": 12, "patch_size": 3, "num_scales": 3, "scale_factor": 3},
-]
-
-
-def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Glimpses of the Triton kernel and of the plain path, of colour canvases, also where rounding ties."""
-    pairs = []
-    generator = torch.Generator().manual_seed(0)
-    for fields in KERNEL_CASES:
-        config = GlimpseConfig(**fields)
-        size = config.canvas_size
-        brightness = torch.rand(40, 3, 1, 1, generator=generator)
-        canvases = (torch.randint(256, (40, 3, size, size), generator=generator) * brightness).to(torch.uint8)
-        locations = torch.rand(40, 2, generator=generator) * 2 - 1
-        locations[:20] = (locations[:20] * size).round() / size  # corners and middles of pixels
-        locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
-        plain = take_glimpses(canvases, locations, config)
-        pairs.append((retina.sense(canvases.to(device), locations.to(device), config).cpu(), plain))
-        # Views: one byte after where memory begins, and in another order.
-        beside = torch.cat((torch.zeros(1), canvases.flatten())).to(device, torch.uint8)[1:].view(canvases.shape)
-        swapped = canvases.transpose(2, 3).contiguous().to(device).transpose(2, 3)
-        for view, where in ((beside, locations.to(device)), (swapped, locations.to(device).t().contiguous().t())):
-            pairs.append((retina.sense(view, where, config).cpu(), plain))
-    return pairs
-
-
 @pytest.mark.parametrize("num", [0, 1, 7])
 @pytest.mark.parametrize("as_torch", [False, True])
 def test_glimpses_do_not_depend_on_how_many_are_taken_at_once(
@@ -262,47 +225,3 @@ def test_what_is_no_canvas_or_location_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         take_glimpses(canvases, locations, GlimpseConfig())
-
-
-NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="NEEDS TRITON")
-
-
-@NEEDS_TRITON
-def test_where_the_kernel_cannot_start_pytorch_takes_the_glimpses() -> None:
-    # A CPU is a device on which it cannot, but in the interpreter.
-    with pytest.warns(RuntimeWarning, match="glimpses are taken by PyTorch, more slowly, since .* on cpu: "):
-        assert not retina._can_start_kernel.__wrapped__("cpu")
-
-
-@NEEDS_TRITON
-def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
-    code = (
-        "import torch\nfrom ram_gym import retina\nfrom tests.kernel_means import means_and_quotients\n"
-        "from tests.test_retina import kernel_and_plain\n"
-        "assert retina._can_start_kernel('cpu')\n"
-        "assert all(torch.equal(*means_and_quotients(side, 'cpu')) for side in (1, 2, 3, 4, 8, 16))\n"
-        "pairs = kernel_and_plain('cpu')\n"
-        "assert len(pairs) == 21 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
-    )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the sensor is a kernel there")
-@pytest.mark.parametrize("has_kernel", [True, False])
-def test_take_glimpses_gives_the_same_bits_on_a_gpu(monkeypatch: pytest.MonkeyPatch, has_kernel: bool) -> None:
-    if not has_kernel:
-        monkeypatch.setattr(retina, "_can_start_kernel", lambda where: False)
-    config = GlimpseConfig(canvas_size=60, patch_size=12, num_scales=3)
-    canvases, locations = torch.randint(256, (40, 3, 60, 60), dtype=torch.uint8), torch.rand(40, 2) * 2 - 1
-    ours = take_glimpses(canvases.cuda(), locations.cuda(), config)
-    assert torch.equal(ours.cpu(), take_glimpses(canvases, locations, config))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: the sensor is a kernel there")
-def test_kernel_gives_the_same_bits_on_a_gpu() -> None:
-    if not retina._can_start_kernel(torch.device("cuda", 0)):
-        pytest.skip("NEEDS what Triton needs: a compiler and Python's headers")
-    from tests.kernel_means import means_and_quotients
-
-    for ours, theirs in (*kernel_and_plain("cuda"), *(means_and_quotients(side, "cuda") for side in (1, 2, 3, 4, 8))):
-        assert torch.equal(ours, theirs)
