@@ -20,7 +20,6 @@ from agents.loading import load_run
 from agents.probing import probe_runs
 from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
-from agents.ram.rollout import read_ram_config
 from agents.ram.trainer import train
 from agents.ranks import join_ranks
 from agents.runs import PRETRAINED, RunFolder, find_run, publish
@@ -47,9 +46,7 @@ class TrainRam:
 
 def train_ram(arguments: list[str]) -> None:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
-    training = parse_training(
-        "ram", arguments, TrainRam, preset, read_ram_config, default_task=RamConfig.task, name="RAM"
-    )
+    training = parse_training("ram", arguments, TrainRam, preset, default_task=RamConfig.task, name="RAM")
     config = training.config
     with join_ranks(config.device) as ranks, ExitStack() as stack:
         report = stack.enter_context(show_progress(training.title)) if ranks.rank == 0 else None

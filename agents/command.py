@@ -40,12 +40,17 @@ class Training(NamedTuple):
     """What to call it while it runs."""
 
 
+def refuse_several_processes(agent: str) -> None:
+    """Raises ValueError where torchrun started several processes, for an agent that trains in one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"train {agent} runs in one process: start it without torchrun")
+
+
 def parse_training(
     agent: str,
     arguments: list[str],
     begin: Callable[..., Any],
     preset: Callable[[str], Any],
-    read_config: Callable[[RunFolder], Any],
     *,
     default_task: str,
     resume: Callable[..., Any] = Resume,
@@ -59,7 +64,6 @@ def parse_training(
         begin: dataclass of the options of a new run, `config` the first, `out` and `like` among them; {name} in its
             docstring stands for the agent's.
         preset: gives a task's configuration, which the options not given are of, without --like.
-        read_config: reads a run's configuration.
         default_task: the task where none is given.
         resume: dataclass of the options with --resume.
         name: what messages call the agent.
@@ -74,8 +78,7 @@ def parse_training(
     is_resumed = "--resume" in given
 
     def stored(folder: RunFolder) -> Any:
-        folder.read_config(agent)  # refuses another agent's
-        return read_config(folder)
+        return folder.read_as(type(preset(default_task)), agent)
 
     if {"--resume", "--like"} <= given:
         raise ValueError("--resume goes on with a run and --like begins another: give one of them")

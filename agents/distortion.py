@@ -61,7 +61,8 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
     angle = turn * TURN
     scale_x, scale_y = (1 + STRETCH * each for each in stretch)
     cos, sin, slant = angle.cos(), angle.sin(), SHEAR * shear
-    # From places in the copy to places in the image, both in [-1, 1].
+    # From places in the copy to places in the image, both in [-1, 1]. Almost a stretch and shear and then a turn: that
+    # would have sin * scale_y for the second sin. The trained networks here have seen this.
     matrix = torch.stack((cos * scale_x, cos * slant - sin, sin * scale_x, sin * slant + cos * scale_y), -1)
     shift = torch.stack((shift_x, shift_y), -1) * (SHIFT * 2 / 28)
     grid = functional.affine_grid(

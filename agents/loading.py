@@ -55,10 +55,7 @@ def read_config(folder: RunFolder) -> RunConfig:
         from agents.ram.config import RamConfig as make
     else:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
-    try:
-        return make(**folder.read_config(agent))
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
+    return folder.read_as(make, agent)
 
 
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:

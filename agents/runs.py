@@ -15,16 +15,20 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 import ram_gym
+
+Config = TypeVar("Config")
 
 PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 PRETRAINED = "pretrained:"
@@ -71,14 +75,18 @@ class RunFolder:
         Raises:
             RunError: a run is there already.
         """
-        if (self.path / "config.json").exists():
-            raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
+        self.require_no_run()
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
         versions |= {package: metadata.version(package) for package in (*PACKAGES, *packages)}
         about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
         about["hardware"] = {**_hardware(), "ranks": ranks}
         self.write_json("config.json", about)
+
+    def require_no_run(self) -> None:
+        """Raises RunError if a run is there already."""
+        if (self.path / "config.json").exists():
+            raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
 
     def read_config(self, agent: str) -> dict[str, Any]:
         """The configuration of an agent's run.
@@ -90,6 +98,19 @@ class RunFolder:
         if about.get("agent") != agent:
             raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
         return about["config"]
+
+    def read_as(self, make: Callable[..., Config], *agents: str) -> Config:
+        """The configuration of a run of one of some agents, as `make` gives it from its fields.
+
+        Raises:
+            RunError: there is no run, it is another agent's, or its config.json is of another version.
+        """
+        agent = self.read_agent()
+        fields = self.read_config(agent if agent in agents else agents[0])
+        try:
+            return make(**fields)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{self.path}/config.json is damaged or of another version: {error}") from error
 
     def read_agent(self) -> str:
         """The name of the agent whose run it is.
@@ -178,11 +199,12 @@ class RunFolder:
         temporary.replace(self.path / "metrics.jsonl")
 
     def add_result(self, key: str, value: Any) -> None:
-        """Sets one entry of results.json."""
-        known = self.read_json("results.json", {})
-        if not isinstance(known, dict):
-            raise RunError(f"{self.path}/results.json is damaged: it holds no object")
-        self.write_json("results.json", {**known, key: value})
+        """Sets one entry of results.json; several processes may, each in its turn."""
+        with FileLock(self.path / ".results.json.lock"):
+            known = self.read_json("results.json", {})
+            if not isinstance(known, dict):
+                raise RunError(f"{self.path}/results.json is damaged: it holds no object")
+            self.write_json("results.json", {**known, key: value})
 
     def remove_results(self) -> None:
         """Removes results.json, whose entries are of weights that training is about to replace."""

@@ -70,7 +70,7 @@ class Trainer(ABC):
         self.seconds = 0.0  # of training, validation and checkpoints not counted
         self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
         self.sums = torch.zeros(len(self.losses), dtype=torch.float64, device=self.env.device)  # of the epoch
-        self.permutation = torch.empty(0)
+        self.permutation, self.permuted_epoch = torch.empty(0), -1
         self.last_metrics: dict[str, Any] | None = None
 
     @property
@@ -102,14 +102,14 @@ class Trainer(ABC):
 
     def update(self) -> None:
         """One batch: learn, count. Waits for no device."""
-        if self.update_in_epoch == 0 or not len(self.permutation):
+        if self.permuted_epoch != self.epoch:
             # A function of seed and epoch alone, so that a resumed run has the same one.
             order = torch.Generator().manual_seed(self.epoch_seed)
             permutation = torch.randperm(self.num_images, generator=order)
             if self.config.distorted_copies:
                 copy = torch.randint(1 + self.config.distorted_copies, permutation.shape, generator=order)
                 permutation += copy * self.num_images
-            self.permutation = permutation.to(self.env.device)
+            self.permutation, self.permuted_epoch = permutation.to(self.env.device), self.epoch
         start = self.update_in_epoch * self.config.batch_size + self.ranks.rank * self.num_scenes
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:

@@ -120,6 +120,8 @@ def _begin(
 ) -> Trainer:
     """The trainer, as far as the folder's run has come; the folder as it was then."""
     with ranks.together():
+        if folder is not None and not resume:
+            folder.require_no_run()
         if ranks.local_rank == 0:  # one process of a machine, since this may download
             load_dataset(config.environment().dataset, "train", config.data_root)
     with ranks.together():

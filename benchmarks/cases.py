@@ -120,6 +120,8 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
     """One row; see `run_cases`."""
     module, _, function = case.measure.partition(".")
     row = dataclasses.asdict(case)
+    import torch
+
     try:
         found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(case, plan)
     except SkippedError as reason:
@@ -127,11 +129,9 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no class of its own for an allocation on the CPU that failed.
         text = str(error).partition("\n")[0]
-        if not isinstance(error, MemoryError) and "memory" not in text:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "memory: you tried to allocate" not in text:
             raise
         return {**row, "skipped": f"does not fit in memory: {text.rpartition('memory: ')[2] or 'refused'}"}
-    import torch
-
     return {**row, "torch_threads": torch.get_num_threads(), **found}
 
 

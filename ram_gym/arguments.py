@@ -130,17 +130,17 @@ def is_within(value: Tensor, bound: int) -> Tensor:
     return (value >= 0) & (value <= bound - 1)
 
 
-def check_seeds(value: Any, num_envs: int, generator: np.random.Generator) -> Tensor | None:
+def check_seeds(value: Any, num_envs: int) -> Tensor | None:
     """Seeds of the lanes, int64 (N,) on the host: N of them, or one from which lane i's is i more.
 
-    A None in a list is drawn from `generator`.
+    A None in a list is one to be drawn, and 0 here.
     """
     import torch
 
-    if isinstance(value, list | tuple) and any(seed is None for seed in value):
-        value = [int(generator.integers(MAX_SEED)) if seed is None else seed for seed in value]
     if value is None:
         return None
+    if isinstance(value, list | tuple):
+        value = [0 if seed is None else seed for seed in value]
     seeds, _ = check_integers("seed", as_numpy(value), MAX_SEED, num_envs, torch.device("cpu"))
     return seeds if np.ndim(value) else seeds + torch.arange(num_envs, device=seeds.device)
 

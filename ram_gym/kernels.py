@@ -15,8 +15,8 @@ from torch import Tensor
 
 FOURS_PER_PROGRAM = 128
 WARPS = 4
-MOST_UNROLLED = tl.constexpr(8)
-"""Blocks of up to this side are summed without a loop."""
+MOST_UNROLLED, MOST_IN_FOURS = tl.constexpr(8), tl.constexpr(32)
+"""Rows of blocks of up to this side are summed without a loop, and read in fours: longer code takes long to compile."""
 ROUNDING = tl.constexpr(1.5 * 2.0**23)
 """What is added to it is rounded to a whole number, ties to even: float32 has no finer ones there."""
 HAS_DP4A = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)
@@ -72,19 +72,15 @@ def _add_fours(a, b, c, d, fours, x, shift, mask, SIZE: tl.constexpr, SIDE: tl.c
 @triton.jit
 def _add_pixels(sums, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sum of a block with a row of it added, read pixel by pixel."""
-    if SIDE <= MOST_UNROLLED:
-        for at in tl.static_range(SIDE):
-            sums += tl.load(pixels + at, mask=mask & _is_inside(x + at, SIZE), other=0)
-    else:
-        for at in range(SIDE):
-            sums += tl.load(pixels + at, mask=mask & _is_inside(x + at, SIZE), other=0)
+    for at in range(SIDE):
+        sums += tl.load(pixels + at, mask=mask & _is_inside(x + at, SIZE), other=0)
     return sums
 
 
 @triton.jit
 def _add_row(a, b, c, d, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sums of four neighbouring blocks with a row of each added, that of the first from x on."""
-    if SIZE % 4 == 0:
+    if SIZE % 4 == 0 and SIDE <= MOST_IN_FOURS:
         over = x & 3
         fours = (pixels - over).to(tl.pointer_type(tl.uint32), bitcast=True)
         return _add_fours(a, b, c, d, fours, x - over, (8 * over).to(tl.uint64), mask, SIZE, SIDE)

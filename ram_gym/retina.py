@@ -280,9 +280,8 @@ def _by_blocks(function: Callable[..., Array], parts: list[slice], *arrays: Arra
 
 @cache
 def _kernel_works(where: Any) -> bool:
-    """Whether the kernel runs on a device and gives PyTorch's numbers there, found by first small glimpses.
-
-    It needs Triton, a compiler and headers.
+    """Whether the kernel runs on a device and first small glimpses of it are PyTorch's. It needs Triton, a compiler and
+    headers.
     """
     import torch
 

@@ -151,17 +151,22 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         options = {} if options is None else options
         check_keys("options", options, ("index", "scene_seed", "location", "reset_mask"), required=False)
         mask = check_mask("options['reset_mask']", options.get("reset_mask"), self.num_envs)
-        index = self._check_integers("index", options, self.num_images)
-        scene_seed = self._check_integers("scene_seed", options, 2**63)
-        location = None
+        checked_index = self._check_integers("index", options, self.num_images)
+        checked_scene_seed = self._check_integers("scene_seed", options, 2**63)
+        checked_location = None
         if options.get("location") is not None:
             shapes = ((2,), (self.num_envs, 2))
-            location = self._note(check_locations("options['location']", options["location"], shapes, self.device))
-            location = location.expand(self.num_envs, 2)
-        seeds = check_seeds(seed, self.num_envs, self.np_random)
+            checked_location = check_locations("options['location']", options["location"], shapes, self.device)
+        seeds = check_seeds(seed, self.num_envs)
         if not self._has_begun and mask is not None and not mask.all():
             raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
+        index, scene_seed, location = map(self._note, (checked_index, checked_scene_seed, checked_location))
         self._report_bad_values()
+        if location is not None:
+            location = location.expand(self.num_envs, 2)
+        if isinstance(seed, list | tuple) and seeds is not None:
+            for lane in (lane for lane, given in enumerate(seed) if given is None):
+                seeds[lane] = int(self.np_random.integers(MAX_SEED))
         if seeds is not None or self._keys is None:
             super().reset(seed=int(seeds[0]) if seeds is not None else None)
             if seeds is None:
@@ -372,16 +377,17 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         labels = check_integers(name, label, self.num_classes, self.num_envs, self.device)
         return self._note(location), self._note(labels)
 
-    def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Tensor | None:
+    def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Checked | None:
         """An option, int64 (N,) on the device; 0 where it is bad."""
         if options.get(key) is None:
             return None
-        checked = check_integers(f"options['{key}']", options[key], bound, self.num_envs, self.device)
-        value = self._note(checked)
-        return value if checked.is_good is None else torch.where(checked.is_good, value, 0)
+        value, is_good = check_integers(f"options['{key}']", options[key], bound, self.num_envs, self.device)
+        return Checked(value if is_good is None else torch.where(is_good, value, 0), is_good)
 
-    def _note(self, checked: Checked) -> Tensor:
+    def _note(self, checked: Checked | None) -> Any:
         """The value; that some of it may not be used is noted where only the device knows."""
+        if checked is None:
+            return None
         if checked.is_good is not None:
             self._are_good.append(checked.is_good.flatten().to(self.device))
         return checked.value

@@ -38,9 +38,12 @@ class _Coding(NamedTuple):
 def _box(num_classes: int) -> _Coding:
     def decode(actions: Array) -> dict[str, Array]:
         xp = array_namespace(actions)
-        if _is_at_hand(actions) and not xp.all(xp.isfinite(actions)):
+        location, is_finite = actions[:, :2], xp.isfinite(actions)
+        if not _is_at_hand(actions):
+            location = xp.where(xp.all(is_finite, axis=1)[:, None], location, xp.nan)
+        elif not xp.all(is_finite):
             raise ValueError("action must be finite, got NaN or infinity")
-        return {"location": actions[:, :2], "label": xp.argmax(actions[:, 2:], axis=1)}
+        return {"location": location, "label": xp.argmax(actions[:, 2:], axis=1)}
 
     return _Coding(spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32), decode)
 
@@ -61,10 +64,17 @@ def _discrete(num_classes: int, grid_size: int) -> _Coding:
 
 
 def _cell_centres(columns: Array, rows: Array, grid_size: int) -> Array:
-    """Locations of the cells' centres, the G x G cells tiling the canvas. int64 (N,), (N,) -> float32 (N, 2)."""
+    """Locations of the cells' centres, the G x G cells tiling the canvas. int64 (N,), (N,) -> float32 (N, 2).
+
+    NaN where there is no such cell.
+    """
     xp = array_namespace(columns)
-    cells = xp.astype(xp.stack((columns, rows), axis=-1), xp.float32)
-    return (cells * 2.0 + 1.0) / xp.full((1,), grid_size, dtype=xp.float32, device=device(cells)) - 1.0
+    indices = xp.stack((columns, rows), axis=-1)
+    cells = xp.astype(indices, xp.float32)
+    centres = (cells * 2.0 + 1.0) / xp.full((1,), grid_size, dtype=xp.float32, device=device(cells)) - 1.0
+    if _is_at_hand(indices):  # and so checked
+        return centres
+    return xp.where(xp.all((indices >= 0) & (indices < grid_size), axis=1)[:, None], centres, xp.nan)
 
 
 def _checked_grid_size(grid_size: Any) -> int:
@@ -110,7 +120,9 @@ def _num_classes(space: spaces.Space[Any]) -> int:
 
 
 def _is_at_hand(array: Array) -> bool:
-    """Whether values can be checked without waiting for a device. Elsewhere the environment reports bad ones later."""
+    """Whether values can be checked without waiting for a device. Elsewhere a bad action gets a location of NaN, which
+    the environment reports later.
+    """
     return not is_torch_array(array) or array.device.type == "cpu"
 
 

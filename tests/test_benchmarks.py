@@ -232,6 +232,13 @@ def test_what_does_not_fit_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.stepping.vector", refuse)
     assert "does not fit in memory" in run_case(Case("stepping.vector", "digits"), Plan())["skipped"]
 
+    def crash(case: Case, plan: Plan) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("benchmarks.stepping.vector", crash)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run_case(Case("stepping.vector", "digits"), Plan())
+
 
 def worker(monkeypatch: pytest.MonkeyPatch, end: str) -> list[Case]:
     """Workers that make one row and then end in some way; cases for them."""

@@ -23,8 +23,8 @@ def test_a_copy_shows_what_scipy_finds_at_the_moved_places(monkeypatch: pytest.M
     for i in range(6):
         turn, stretch_x, stretch_y, shear, shift_x, shift_y = draws[:, i]
         angle = math.radians(10) * turn
-        # First stretched and sheared, then turned, then shifted.
-        u, v = x * (1 + 0.12 * stretch_x) + y * 0, y * (1 + 0.12 * stretch_y)
+        # First stretched and sheared, then turned, then shifted; but that turning y into x leaves its stretch out.
+        u, v = x * (1 + 0.12 * stretch_x), y * (1 + 0.12 * stretch_y)
         slanted = y * 0.15 * shear
         column = math.cos(angle) * (u + slanted) - math.sin(angle) * y + 1.5 * shift_x + 13.5
         row = math.sin(angle) * (u + slanted) + math.cos(angle) * v + 1.5 * shift_y + 13.5

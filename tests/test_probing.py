@@ -117,6 +117,7 @@ def test_a_subset_of_an_evaluation_is_the_evaluation_of_its_scenes() -> None:
     part = evaluation.subset(is_in)
     wrong = (evaluation.predictions != evaluation.labels) & is_in
     assert (part.episodes, part.errors) == (int(is_in.sum()), int(wrong.sum()))
+    assert part.seconds == pytest.approx(evaluation.seconds * part.episodes / evaluation.episodes)
     distances = (evaluation.locations - evaluation.digit_locations[:, None]).norm(dim=-1)[is_in].mean(0) * 20
     np.testing.assert_allclose(part.distance_by_glimpse_pixels, distances, rtol=1e-5)
     for bad in (is_in[1:], is_in.long(), is_in & False):

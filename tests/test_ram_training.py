@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,42 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
         ours, theirs = (RunFolder(tmp_path / name).read_tensors(file)[0] for name in ("unbroken", "broken"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_trainer_that_went_on_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
+    config = digits()
+    folder = RunFolder(tmp_path)
+    folder.create("ram", config.to_dict())
+    used, fresh = Trainer(config, folder), Trainer(config, folder)
+    used.update()
+    used.save()
+    for _ in range(used.updates_per_epoch - 1):
+        used.update()
+    used.epoch, used.update_in_epoch = 1, 0
+    used.update()  # in another order
+    for trainer in (used, fresh):
+        trainer.load()
+        trainer.update()
+    assert torch.equal(used.permutation, fresh.permutation)
+    weights = used.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in fresh.model.state_dict().items())
+
+
+def test_several_processes_may_add_results(tmp_path: Path) -> None:
+    def add(number: int) -> None:
+        RunFolder(tmp_path).add_result(str(number), number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(100)))
+    assert RunFolder(tmp_path).read_json("results.json") == {str(number): number for number in range(100)}
+
+
+def test_a_taken_folder_is_refused_before_a_trainer_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = digits()
+    RunFolder(tmp_path).create("ram", config.to_dict())
+    monkeypatch.setattr("agents.ram.trainer.Trainer", lambda *_: pytest.fail("made"))
+    with pytest.raises(RunError, match="holds a run already"):
+        train(config, RunFolder(tmp_path))
 
 
 def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:

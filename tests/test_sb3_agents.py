@@ -399,6 +399,9 @@ def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, caps
     assert "holds a run already" in refusal(capsys, "train", "ppo-lstm", "--task", "digits", "--out", lstm)
     assert "task must be one of" in refusal(capsys, "train", "ppo", "--task", "imagenet")
     assert "gamma must lie" in refusal(capsys, "train", "ppo", "--gamma", "1.5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert "start it without torchrun" in refusal(capsys, "train", "ppo", "--task", "digits")
     assert "Unrecognized" in refusal(capsys, "train", "ppo", "--algorithm", "ppo-lstm")
     copy = tmp_path / "copy"
     shutil.copytree(lstm, copy)

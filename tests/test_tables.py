@@ -112,12 +112,24 @@ def test_text_and_markdown_show_every_policy_and_task(table: ComparisonTable) ->
     assert block[4].split() == ["20", "|", "right", "100.00", "100.00"]
 
 
-def test_labels_and_small_p_values(table: ComparisonTable, envs: dict[str, GlimpseVectorEnv]) -> None:
+def test_labels_and_the_reference_if_none_is_named(table: ComparisonTable, envs: dict[str, GlimpseVectorEnv]) -> None:
     evaluations = list(table.by_task["small"].values())
     shown = ComparisonTable(evaluations, labels={"8 | right": "short"}).to_text()
     assert "short" in shown
     assert "8 | right" not in shown
     assert ComparisonTable(evaluations).reference("small") == "20 | right"
+
+
+def test_p_values_too_small_for_a_number_are_bounds(table: ComparisonTable) -> None:
+    names = ("labels", "predictions", "answers", "locations", "digit_locations")
+    many = torch.arange(600) % 20
+    played = list(table.by_task["small"].values())[::2]  # right on all, and on 8 of 20: 360 of 600 differ
+    played = [dataclasses.replace(one, **{name: getattr(one, name)[many] for name in names}) for one in played]
+    shown = ComparisonTable(played)
+    assert shown.comparison("small", "8 | right").p_value == pytest.approx(2.0**-359)
+    assert "<1e-99 |" in shown.to_markdown()
+    few = ComparisonTable([one.subset(torch.arange(600) < 20) for one in played]).to_markdown()
+    assert f"| {2.0**-11:.2g} |" in few
 
 
 def test_names_that_look_like_tags_are_shown_in_markdown(table: ComparisonTable) -> None:

@@ -328,8 +328,26 @@ def test_arrays_of_every_kind_are_taken(small_images: tuple) -> None:
         np.testing.assert_array_equal(glimpse, seen[0])
     huge, _ = make(small_images).reset(seed=0, options={"location": (1e300, -1e300)})
     assert huge["location"].tolist() == [[1, -1]] * 5
-    envs = make(small_images)
-    envs.reset(seed=[0, None, 2, None, 4])
+
+
+def test_seeds_that_are_not_given_are_drawn_once_all_else_is_right(small_images: tuple) -> None:
+    envs, untouched = make(small_images), make(small_images)
+    for env in (envs, untouched):
+        env.reset(seed=3)
+    with pytest.raises(ValueError, match="seed must lie in"):
+        envs.reset(seed=[0, None, 2, -1, 4])
+    ours, theirs = (env.reset(seed=[0, None, 2, None, 4])[0]["location"] for env in (envs, untouched))
+    np.testing.assert_array_equal(ours, theirs)
+    again, _ = envs.reset(seed=[0, None, 2, None, 4])
+    assert (again["location"] == ours).all(1).tolist() == [True, False, True, False, True]
+
+
+@pytest.mark.usefixtures("fake_tensors")
+def test_a_refused_reset_leaves_nothing_to_report(small_images: tuple) -> None:
+    envs = make(small_images, output="torch", device="cuda")
+    with pytest.raises(ValueError, match="options\\['location'\\] must have shape"):
+        envs.reset(options={"index": torch.arange(5, device="cuda"), "location": (0.0, 0.0, 0.0)})
+    assert envs._are_good == []
 
 
 def test_every_int64_that_is_not_negative_is_a_scene_seed() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from ram_gym import GlimpseEnv, GlimpseVectorEnv
+from ram_gym import GlimpseEnv, GlimpseVectorEnv, wrappers
 from ram_gym.wrappers import (
     BoxAction,
     DiscreteAction,
@@ -146,6 +146,20 @@ def test_grids_of_every_size_tile_the_canvas(grid: int, data: st.DataObject) -> 
     assert looked == pytest.approx([float(part) for part in exact], abs=2e-7)
     assert answered == label
     assert played(DiscreteAction, (row * grid + column) * L + label, grid_size=grid) == (looked, answered)
+
+
+def test_bad_actions_that_cannot_be_seen_at_once_have_no_location(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrappers, "_is_at_hand", lambda array: False)  # as on a GPU
+    grid = torch.tensor([[6, 0, 1], [7, 0, 1], [0, -1, 1], [100, -50, 1]])
+    location = wrappers._multi_discrete(10, 7).decode(grid)["location"]
+    assert location.isnan().tolist() == [[False] * 2, [True] * 2, [True] * 2, [True] * 2]
+    location = wrappers._discrete(10, 7).decode(torch.tensor([0, 489, 490, -1]))["location"]
+    assert location.isnan().any(1).tolist() == [False, False, True, True]
+    assert location[1].tolist() == pytest.approx([6 / 7, 6 / 7])
+    vectors = torch.zeros(4, 12)
+    vectors[1, 0], vectors[2, 5], vectors[3, 1] = torch.inf, torch.nan, 3.0
+    location = wrappers._box(10).decode(vectors)["location"]
+    assert location.isnan().any(1).tolist() == [False, True, True, False]
 
 
 def test_spaces() -> None:

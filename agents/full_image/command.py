@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import partial
 from pathlib import Path
 
-from agents.command import close_training, parse_training
+from agents.command import close_training, parse_training, refuse_several_processes
 from agents.full_image.config import FullImageConfig, Network, preset
-from agents.full_image.playing import read_config
 from agents.full_image.training import train
 from agents.progress import format_training, show_progress
 from agents.training import Progress
@@ -40,14 +38,12 @@ def train_full_image(network: Network, arguments: list[str]) -> None:
         ValueError: several processes were started.
         SystemExit: 130 where training was interrupted.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"train {network} runs in one process: start it without torchrun")
+    refuse_several_processes(network)
     training = parse_training(
         network,
         arguments,
         TrainFullImage,
         partial(preset, network),
-        read_config,
         default_task=FullImageConfig.task,
         name=_NAMES[network],
     )

@@ -49,12 +49,8 @@ def read_config(folder: RunFolder) -> FullImageConfig:
     Raises:
         RunError: there is no run of a full-image network, or its config.json is of another version.
     """
+    config = folder.read_as(FullImageConfig, *NETWORKS)
     agent = folder.read_agent()
-    fields = folder.read_config(agent if agent in NETWORKS else NETWORKS[0])
-    try:
-        config = FullImageConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
     if config.network != agent:
         raise RunError(f"{folder.path}/config.json is damaged: it is of {agent!r} and of {config.network!r}")
     return config

@@ -82,7 +82,8 @@ class RamConfig(TrainConfig):
     device "cuda"; several processes train without it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the glimpse network, the core and the location network's hidden layer compute in, when training and when
-    measured; weights, the last layers, log-probabilities and losses are float32 in any case."""
+    measured; weights, the last layers, log-probabilities and losses are float32 in any case, and so is, when training
+    with backpropagation "batched" alone, the layer that sees the location."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -102,19 +102,6 @@ def make_policy(
     return RamPolicy(model, name, make_locator(locator, env, generator))
 
 
-def read_ram_config(folder: RunFolder) -> RamConfig:
-    """The configuration of a run.
-
-    Raises:
-        RunError: there is no run of this agent, or its config.json is of another version.
-    """
-    fields = folder.read_config(AGENT)
-    try:
-        return RamConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
-
-
 class TrainedModel(NamedTuple):
     """What a run folder holds."""
 
@@ -131,7 +118,7 @@ def load_model(folder: RunFolder, device: str | None = None, data_root: str | No
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = read_ram_config(folder)
+    config = folder.read_as(RamConfig, AGENT)
     config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
     weights, about = folder.read_tensors("best.safetensors")
     model = make_model(config, make_env(config.environment().replace(split="validation"), config.device, 1))

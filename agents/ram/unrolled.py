@@ -60,7 +60,8 @@ class Recorded:
 class Unrolled:
     """Looks as the network does, and keeps what the gradient needs instead of a graph.
 
-    Products are computed in the network's precision, with float32 sums; the cell of an LSTM is float32.
+    Products are computed in the network's precision, with float32 sums; the cell of an LSTM and the layer that sees the
+    location are float32.
 
     Args:
         model: the network.

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from agents.command import Resume, close_training, parse_training
+from agents.command import Resume, close_training, parse_training, refuse_several_processes
 from agents.progress import show_progress
 from agents.sb3.config import Algorithm, Sb3Config, preset
-from agents.sb3.playing import read_config
 from agents.sb3.training import train
 
 _NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
@@ -51,14 +50,15 @@ def train_sb3(algorithm: Algorithm, arguments: list[str]) -> None:
     """Runs `train ppo-lstm` or `train ppo`.
 
     Raises:
+        ValueError: several processes were started.
         SystemExit: 130 where training was interrupted.
     """
+    refuse_several_processes(algorithm)
     training = parse_training(
         algorithm,
         arguments,
         TrainSb3,
         partial(preset, algorithm),
-        read_config,
         default_task=Sb3Config.task,
         resume=ResumeSb3,
         name=_NAMES[algorithm],

@@ -163,20 +163,6 @@ def make_policy(
     return Sb3Policy(policy, env, config, name, make_locator(locator, env, generator))
 
 
-def read_config(folder: RunFolder) -> Sb3Config:
-    """The configuration of a run.
-
-    Raises:
-        RunError: there is no run of PPO, or its config.json is of another version.
-    """
-    agent = folder.read_agent()
-    fields = folder.read_config("ppo" if agent == "ppo" else "ppo-lstm")
-    try:
-        return Sb3Config(**fields)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder.path}/config.json is damaged or of another version: {error}") from error
-
-
 def save_checkpoint(model: Any, folder: RunFolder, name: str, about: dict[str, Any]) -> None:
     """Writes a model as Stable-Baselines3 does, with one entry more, whole or not at all."""
     temporary = folder.path / f".{name}.tmp.zip"
@@ -220,7 +206,7 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = read_config(folder)
+    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
     config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
     parameters, about = read_checkpoint(folder, "best_model.zip")
     env = make_env(config, config.environment().replace(split="validation"), 1)

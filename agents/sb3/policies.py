@@ -5,7 +5,7 @@ The algorithms stay Stable-Baselines3's own; all that is particular to glimpses 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -63,11 +63,25 @@ class _GlimpsePolicy:
     read: the rest would be noise in the gradient. Which action is the last is seen from `progress`.
     """
 
-    auxiliary_weight: float
-    reads_every_label: bool
-    location_gradient: bool
+    defaults: ClassVar[dict[str, Any]] = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU}
     action_net: nn.Linear
     action_dist: Distribution
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        *,
+        auxiliary_weight: float = 0.0,
+        reads_every_label: bool = False,
+        location_gradient: bool = True,
+        **more: Any,
+    ) -> None:
+        more = {**self.defaults, **more}
+        super().__init__(observation_space, action_space, lr_schedule, **more)  # type: ignore[call-arg]
+        self.auxiliary_weight, self.reads_every_label = auxiliary_weight, reads_every_label
+        self.location_gradient = location_gradient
 
     def forward(self, obs: Observation, *arguments: Any, **more: Any) -> tuple[Any, ...]:
         """Action, value and log-probability of what is read of the action (and the LSTM's state)."""
@@ -127,22 +141,6 @@ class GlimpsePolicy(_GlimpsePolicy, ActorCriticPolicy):  # type: ignore[misc]
         location_gradient: let the choice of locations train all of the network, and not its own layer alone.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Any,
-        *,
-        auxiliary_weight: float = 0.0,
-        reads_every_label: bool = False,
-        location_gradient: bool = True,
-        **more: Any,
-    ) -> None:
-        more = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU, **more}
-        super().__init__(observation_space, action_space, lr_schedule, **more)
-        self.auxiliary_weight, self.reads_every_label = auxiliary_weight, reads_every_label
-        self.location_gradient = location_gradient
-
 
 class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ignore[misc]
     """For RecurrentPPO: answers and looks from all glimpses of the episode; one LSTM, which the critic does not train.
@@ -150,22 +148,7 @@ class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ig
     Args: as GlimpsePolicy, and those of RecurrentActorCriticPolicy.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Any,
-        *,
-        auxiliary_weight: float = 0.0,
-        reads_every_label: bool = False,
-        location_gradient: bool = True,
-        **more: Any,
-    ) -> None:
-        more = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU, **more}
-        more = {"shared_lstm": True, "enable_critic_lstm": False, **more}
-        super().__init__(observation_space, action_space, lr_schedule, **more)
-        self.auxiliary_weight, self.reads_every_label = auxiliary_weight, reads_every_label
-        self.location_gradient = location_gradient
+    defaults: ClassVar[dict[str, Any]] = {**_GlimpsePolicy.defaults, "shared_lstm": True, "enable_critic_lstm": False}
 
     @staticmethod
     def _process_sequence(  # type: ignore[override]

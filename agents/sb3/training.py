@@ -185,6 +185,8 @@ def train(
     Raises:
         RunError: the folder holds a run already, or, resuming, none that fits; or training diverged.
     """
+    if folder is not None and not resume:
+        folder.require_no_run()
     env = make_env(config, config.environment(), config.n_envs, shaped=True)
     model = make_model(config, env)
     with noted_interrupts() as is_interrupted:

@@ -14,7 +14,7 @@ from gymnasium.spaces.utils import flatten_space
 from ram_gym.coordinates import as_numpy
 from ram_gym.evaluation import Policy
 from ram_gym.vector_env import GlimpseVectorEnv
-from ram_gym.wrappers import VectorBoxAction, VectorDiscreteAction, VectorMultiDiscreteAction
+from ram_gym.wrappers import PROGRESS, VectorBoxAction, VectorDiscreteAction, VectorMultiDiscreteAction
 
 
 def as_policy(
@@ -107,8 +107,7 @@ class Sb3Policy:
         self.num_glimpses = env.config.num_glimpses
         own = env.single_observation_space
         assert isinstance(own, spaces.Dict)
-        clock = spaces.Box(0.0, 1.0, (1,), np.float32)
-        known = [own, spaces.Dict({**own.spaces, "progress": clock})]
+        known = [own, spaces.Dict({**own.spaces, "progress": PROGRESS})]
         fitting = [space for space in known if model.observation_space in (space, flatten_space(space))]
         if not fitting:
             raise ValueError(
