@@ -22,7 +22,7 @@ from agents.progress import format_training, show_progress
 from agents.ram.config import RamConfig, preset
 from agents.ram.trainer import train
 from agents.ranks import join_ranks
-from agents.runs import PRETRAINED, RunFolder, find_run, publish
+from agents.runs import PRETRAINED, find_run, publish
 from agents.summary import summarise
 from agents.training import Progress
 from ram_gym import save_gif
@@ -154,7 +154,7 @@ def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar
         run: The run's folder.
         name: Name to publish it under.
     """
-    print(publish(RunFolder(run), name))
+    print(publish(find_run(run), name))
 
 
 def train_ppo_lstm(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Figures of lines: learning curves, and what runs reach glimpse by glimpse."""
+"""Figures of lines: learning curves, what runs reach glimpse by glimpse, and errors by a property of the scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
+    from matplotlib.ticker import EngFormatter
 
     order = sorted(curves, key=lambda name: -curves[name][:, 1].min())
     with rc_context(STYLE):  # type: ignore[arg-type]
@@ -61,12 +61,7 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
             style = _line(number)
             axes.plot(scenes, errors, label=f"{best}  {short_name(name)}", **style)
             axes.plot(scenes[errors.argmin()], errors.min(), "o", color=style["color"], markersize=4)
-        # Where a curve reaches 0 it leaves the axes at the bottom, which are of the errors above 0.
-        axes.set_yscale("log", nonpositive="clip")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        _show_errors_by_factors(axes)
         ends = [curve[-1, 0] for curve in curves.values()]
         if max(ends) > 20 * min(ends):
             axes.set_xscale("log")
@@ -109,16 +104,70 @@ def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
             looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {short_name(name)}", **style)
             if accuracies is not None:
                 answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
-        answers.set_ylabel("error after it in %")
-        looks.set_ylabel("its distance from the digit's centre in pixels")
+        answers.set_ylabel("error after the glimpse in %")
+        looks.set_ylabel("glimpse's distance from the digit's centre in pixels")
         for axes in (answers, looks):
             axes.set_xlabel("glimpse")
             axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.25)
-        title = "last distance, in pixels"
+        title = "distance of the last, and run"
         figure.legend(loc="outside right upper", title=title, frameon=False, fontsize=8, alignment="left")
     return figure
+
+
+class ErrorAt(NamedTuple):
+    """An error, and where along the axis it stands."""
+
+    place: float
+    error: float
+    interval: tuple[float, float]
+
+
+def draw_errors(
+    errors: Mapping[str, Sequence[ErrorAt]], ticks: Mapping[int, str], axis: str, title: str, joined: bool
+) -> Figure:
+    """Errors with their intervals, by a property of the scenes.
+
+    Args:
+        errors: in percent, at least one, by name.
+        ticks: what to call each place of the axis.
+        axis: the property.
+        title: of the figure.
+        joined: by lines, where the property is a number; otherwise it sorts scenes into groups.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        drawn: list[Any] = []
+        for number, points in enumerate(errors.values()):
+            places, found, bounds = (np.array(part) for part in zip(*points, strict=True))
+            beside = 0.0 if joined else 0.08 * (number - (len(errors) - 1) / 2)
+            style = _line(number) if joined else {**_line(number), "linestyle": ""}
+            spread = np.abs(bounds.T - found)
+            drawn.append(axes.errorbar(places + beside, found, spread, marker="o", markersize=4, capsize=2, **style))
+        _show_errors_by_factors(axes)
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xlabel(axis)
+        axes.set_ylabel("error in %")
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.25)
+        figure.legend(drawn, list(errors), loc="outside lower center", frameon=False, fontsize=8)
+    return figure
+
+
+def _show_errors_by_factors(axes: Any) -> None:
+    """Makes the axis of errors logarithmic. Where one is 0 it leaves the axes at the bottom."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log", nonpositive="clip")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
 def short_name(name: str, longest: int = _LONGEST_NAME) -> str:

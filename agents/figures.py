@@ -57,7 +57,7 @@ def draw_figures(
         say(f"{name}: no metrics.jsonl with validation errors, so not in the learning curves")
     out.mkdir(parents=True, exist_ok=True)
     if curves:
-        _save(draw_curves(curves), out / "learning-curves.png")
+        _save(draw_curves(curves), out / "learning-curves.png", num_colours=None)
     glimpses: dict[str, Glimpses] = {}
     for name, folder in folders.items():
         if not any((folder.path / file).is_file() for file in WEIGHTS):
@@ -82,7 +82,7 @@ def draw_figures(
         count = f"{min(MAX_SCENES, len(wrong))} of {len(wrong):,} mistakes, the surest first"
         _save(draw_scenes(played, wrong[:MAX_SCENES], f"{name}: {count}"), out / f"{name}-mistakes.png")
     if glimpses:
-        _save(draw_glimpses(glimpses), out / "glimpses.png")
+        _save(draw_glimpses(glimpses), out / "glimpses.png", num_colours=None)
 
 
 def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -239,14 +239,15 @@ def _sureness(played: Played) -> Tensor:
     return played.probabilities.gather(1, played.evaluation.predictions[:, None]).squeeze(1)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Writes a PNG file of few colours, which is half as large and looks the same."""
+def _save(figure: Figure, path: Path, num_colours: int | None = 96) -> None:
+    """Writes a PNG file. With few colours one of pictures is half as large and looks the same; not so one of lines."""
     from PIL import Image
 
     file = io.BytesIO()
     figure.savefig(file, dpi=120)
     with Image.open(file) as image:
-        image.convert("RGB").quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+        drawn = image.convert("RGB")
+        if num_colours is not None:
+            drawn = drawn.quantize(num_colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        drawn.save(path, optimize=True)
     say(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_lines
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 from torchvision.transforms.v2.functional import resize
 
 from agents.comparing import Split, evaluate_with_progress
+from agents.curves import ErrorAt, draw_errors
 from agents.environment import EVALUATION_LANES, make_env
 from agents.loading import TrainedRun, load_run
 from agents.runs import find_run
@@ -33,6 +35,9 @@ VALUES: dict[str, tuple[int, ...]] = {
     "overlap": (0, 1, 5, 10, 20),
 }
 """What is tried by default. Of the last two, which sort one set of scenes: the lower ends of the groups."""
+
+SORTING = ("position", "overlap")
+"""Properties by which one set of scenes is sorted; the others change the scenes."""
 
 UNITS = {
     "clutter": "pieces of clutter",
@@ -94,7 +99,7 @@ def probe_runs(
         raise ValueError(f"values must be at least 0 and rise, got {' '.join(map(str, values))}")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"plot must be a file name that ends in .png, .svg or .pdf, got {plot}")
-    if by in ("position", "overlap"):
+    if by in SORTING:
         points = _sort(policies, runs, setting, by, values, device)
     else:
         points = _vary(policies, runs, setting, by, values, device)
@@ -105,7 +110,7 @@ def probe_runs(
     else:
         _show(points, by, values)
     if plot is not None:
-        draw(points, by, plot)
+        draw(points, by, values, f"{next(iter(runs.values())).config.task}, {split} split, single protocol", plot)
 
 
 def _vary(
@@ -234,25 +239,18 @@ def _cell(found: Evaluation) -> str:
     return f"{found.error_percent:.2f}\n({low:.2f} to {high:.2f})"
 
 
-def draw(points: list[Point], by: str, path: Path) -> None:
-    """Draws the curves with their intervals."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for name in dict.fromkeys(point.policy for point in points):
-        own = [(value, found) for policy, value, found in points if policy == name and found is not None]
-        errors = np.array([found.error_percent for _, found in own])
-        bounds = np.array([found.interval_percent for _, found in own]).T
-        spread = np.abs(bounds - errors)
-        label = f"{name}, by a network not trained for it" if name in SCRIPTED_LOCATORS else Path(name).name
-        axes.errorbar([value for value, _ in own], errors, spread, marker="o", capsize=2, label=label)
-    axes.set_xlabel(UNITS[by])
-    axes.set_ylabel("error in %")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.2)
-    axes.legend(frameon=False)
+def draw(points: list[Point], by: str, values: Sequence[int], title: str, path: Path) -> None:
+    """Draws the errors with their intervals to a file."""
+    is_sorted = by in SORTING
+    ends = [f"{low} to {high}" for low, high in itertools.pairwise(values)] + [f"from {values[-1]}"]
+    places = range(len(values)) if is_sorted else values
+    ticks = dict(zip(places, ends if is_sorted else map(str, values), strict=True))
+    errors: dict[str, list[ErrorAt]] = {}
+    for policy, value, found in points:
+        if found is not None:
+            name = f"{policy}, by a network not trained for it" if policy in SCRIPTED_LOCATORS else Path(policy).name
+            place = places[values.index(value)]
+            errors.setdefault(name, []).append(ErrorAt(place, found.error_percent, found.interval_percent))
+    figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=not is_sorted)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

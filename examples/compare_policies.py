@@ -60,6 +60,6 @@ def compare_places(report: Path) -> ComparisonTable:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1] if sys.argv[1:] else "comparison.html")
+    path = Path(sys.argv[1] if sys.argv[1:] else "runs/comparison.html")
     print(compare_places(path).to_text())
     print(f"written: {path}")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from agents.cli import main
-from agents.curves import Glimpses, draw_curves, draw_glimpses, read_curve
+from agents.curves import ErrorAt, Glimpses, draw_curves, draw_errors, draw_glimpses, read_curve
 from agents.environment import make_env
 from agents.figures import Played, draw_scenes, mistakes, name_runs, play
 from agents.loading import load_run
@@ -122,6 +122,25 @@ def test_glimpses_are_drawn_as_error_and_distance(tmp_path: Path) -> None:
     assert answers.lines[0].get_color() == looks.lines[0].get_color() != looks.lines[1].get_color()
     figure.savefig(tmp_path / "glimpses.png")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["\u20076.5  _early", "24.0  late"]
+
+
+def test_errors_are_drawn_with_their_intervals() -> None:
+    errors = {
+        "learned": [ErrorAt(0, 1.0, (0.5, 2.0)), ErrorAt(2, 4.0, (3.0, 5.0))],
+        "_none": [ErrorAt(2, 8.0, (6.0, 9.0))],
+    }
+    for joined in (True, False):
+        figure = draw_errors(errors, {0: "0 to 25", 2: "from 50"}, "axis", "title", joined)
+        (axes,) = figure.axes
+        first, second = axes.containers
+        assert first.lines[0].get_linestyle() == ("-" if joined else "None")
+        beside = 0 if joined else 0.04
+        np.testing.assert_allclose(first.lines[0].get_xydata(), [[-beside, 1], [2 - beside, 4]])
+        np.testing.assert_allclose(first.lines[2][0].get_segments()[0][:, 1], [0.5, 2.0])
+        np.testing.assert_allclose(second.lines[0].get_xydata(), [[2 + beside, 8]])
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["0 to 25", "from 50"]
+        assert (axes.get_yscale(), axes.get_title()) == ("log", "title")
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["learned", "_none"]
 
 
 def test_glimpses_are_of_the_split_with_and_without_weights(
