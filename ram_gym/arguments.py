@@ -18,6 +18,11 @@ MAX_SEED = 2**62
 """Seeds of environments are below this, so that lane i's, which is i more, is an int64 too."""
 
 
+def fresh_seed() -> int:
+    """A seed from the system's randomness, for who gives none: `np_random_seed` then tells it."""
+    return int(np.random.SeedSequence().entropy) % MAX_SEED  # type: ignore[arg-type]
+
+
 def check_keys(name: str, given: Any, expected: tuple[str, ...], *, required: bool) -> None:
     """Raises ValueError unless `given` is a dict whose keys are (all, if required, of) the expected ones."""
     if not hasattr(given, "keys"):
@@ -105,6 +110,8 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
         except ValueError as error:
             raise ValueError(f"{name} must be {expected}: {error}") from None
         is_integer, shape = value.dtype.kind in "iu", value.shape
+        if value.dtype == object and value.size and all(isinstance(number, int) for number in value.flat):
+            raise ValueError(f"{name} must lie in [0, {bound}), got {min(value.flat)} to {max(value.flat)}")
     if not is_integer or shape not in ((), (num_envs,)):
         raise ValueError(f"{name} must be {expected}, got {value.dtype} of shape {shape}")
     if isinstance(value, torch.Tensor):

@@ -29,6 +29,25 @@ class GlimpseConfig:
 
     Sizes and counts are ints of at least 1, but for `num_clutter`, of at least 0, and `scale_factor`, of at least 2.
 
+    Args:
+        dataset: name of the dataset: "digits", "mnist", "fashion-mnist" or "kmnist" ("custom" for the caller's own
+            images).
+        data_root: folder with the datasets as torchvision lays them out; None: $RAM_GYM_DATA, else a per-user cache
+            folder.
+        split: which images are shown: "train", "validation" (the last 10,000 training images of MNIST) or "test".
+        canvas_size: side S of the square canvas in pixels; at least the height and the width of the images.
+        num_clutter: number of clutter pieces: crops of other images of the same split at random places.
+        clutter_size: side of a clutter piece in pixels; at most the height and the width of the images.
+        composition: how the digit meets the clutter: "add" sums and clips at 255, "overwrite" lets the digit's box
+            replace it.
+        num_glimpses: number T of glimpses; an episode has exactly T steps, of which the last one answers.
+        patch_size: side P in pixels of the finest patch, and of every patch after pooling.
+        num_scales: number K of patches around each location; 255 * scale_factor^(2K - 2), the largest sum of pixels,
+            must be below 2^24, which float32 holds exactly: at most 9 patches with factor 2, 6 with 3, 5 with 4.
+        scale_factor: each patch is this many times as wide as the one before.
+        scene_seed: seed of placement and clutter, in [0, 2^63). None: on "train" a fresh one each episode, else
+            EVALUATION_SCENE_SEED.
+
     Raises:
         TypeError: a field has the wrong type.
         ValueError: a field is out of range; the message names the field, what it must be and what came.
@@ -39,31 +58,17 @@ class GlimpseConfig:
     """
 
     dataset: str = "mnist"
-    """Name of the dataset: "digits", "mnist", "fashion-mnist" or "kmnist" ("custom" for the caller's own images)."""
     data_root: str | None = None
-    """Folder with the datasets as torchvision lays them out; None: $RAM_GYM_DATA, else a per-user cache folder."""
     split: Split = "train"
-    """Which images are shown: "train", "validation" (the last 10,000 training images of MNIST) or "test"."""
     canvas_size: int = 28
-    """Side S of the square canvas in pixels; at least the height and the width of the images."""
     num_clutter: int = 0
-    """Number of clutter pieces: crops of other images of the same split at random places."""
     clutter_size: int = 8
-    """Side of a clutter piece in pixels; at most the height and the width of the images."""
     composition: Composition = "add"
-    """How the digit meets the clutter: "add" sums and clips at 255, "overwrite" lets the digit's box replace it."""
     num_glimpses: int = 6
-    """Number T of glimpses; an episode has exactly T steps, of which the last one answers."""
     patch_size: int = 8
-    """Side P in pixels of the finest patch, and of every patch after pooling."""
     num_scales: int = 1
-    """Number K of patches around each location; 255 * scale_factor^(2K - 2), the largest sum of pixels, must be below
-    2^24, which float32 holds exactly: at most 9 patches with factor 2, 6 with 3, 5 with 4."""
     scale_factor: int = 2
-    """Each patch is this many times as wide as the one before."""
     scene_seed: int | None = None
-    """Seed of placement and clutter, in [0, 2^63). None: on "train" a fresh one each episode, else
-    EVALUATION_SCENE_SEED."""
 
     def __post_init__(self) -> None:
         for name, low in _LOWEST.items():

@@ -167,13 +167,16 @@ def _from_pairs(pairs: Any) -> Dataset:
 
 
 def _from_arrays(images: np.ndarray, labels: np.ndarray) -> Dataset:
+    given = images.shape
+    if images.ndim and not len(images):
+        raise DatasetError(f"images must hold at least one, got shape {given}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = np.moveaxis(images, 3, 1)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise DatasetError(
-            f"images must be (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, got shape {images.shape}"
+            f"images must be (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, got shape {given}"
         )
     if images.dtype == np.bool_:
         images = images * np.uint8(255)
@@ -181,14 +184,19 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray) -> Dataset:
         if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
             raise DatasetError("float images must lie in [0, 1]; scale them, or give uint8 in [0, 255]")
         images = np.rint(images * 255)
-    elif not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or images.max() > 255:
+    elif not np.issubdtype(images.dtype, np.integer):
         raise DatasetError(f"images must be uint8 in [0, 255] or floats in [0, 1], got dtype {images.dtype}")
+    elif images.min() < 0 or images.max() > 255:
+        found = f"{images.min()} to {images.max()}"
+        raise DatasetError(f"images must be uint8 in [0, 255] or floats in [0, 1], got {images.dtype}, {found}")
+    elif images.dtype != np.uint8 and images.max() == 1:
+        raise DatasetError(f"images of 0 and 1 must be bool or floats, got {images.dtype}, which is in [0, 255]")
     if labels.shape != (len(images),):
         raise DatasetError(f"labels must have shape ({len(images)},), one an image, got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DatasetError(f"labels must be integers from 0 on, got dtype {labels.dtype}")
     if labels.min() < 0 or labels.max() >= 2**31:
-        raise DatasetError(f"labels must be integers from 0 on, got {labels.min()} to {labels.max()}")
+        raise DatasetError(f"labels must be integers in [0, 2^31), got {labels.min()} to {labels.max()}")
     return _frozen(images.astype(np.uint8), labels.astype(np.int64), int(labels.max()) + 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ram_gym import scenes
-from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_location
+from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_location, fresh_seed
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
@@ -36,6 +36,8 @@ def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]
         ValueError: a field is out of range, or the images do not fit the canvas or the clutter.
         DatasetError: see `load_dataset`.
     """
+    if config is not None and not isinstance(config, GlimpseConfig):
+        raise TypeError(f"config must be a GlimpseConfig, such as get_task(name).config, got {config!r}")
     if isinstance(dataset, str):
         overrides = {**overrides, "dataset": dataset}
         dataset = None
@@ -156,6 +158,8 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         index, scene_seed, location = self._check_options({} if options is None else options)
         if seed is not None:
             seed = check_integer("seed", seed, MAX_SEED)
+        elif self._key is None and self._np_random is None:
+            seed = fresh_seed()
         super().reset(seed=seed)
         if seed is not None:
             self._key, self._num_episodes = seed, 0

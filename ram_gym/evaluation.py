@@ -216,7 +216,7 @@ def evaluate(
         task: name for the report.
         protocol: "single": one rollout a scene; "average-10": the log-probabilities of the label averaged over 10
             rollouts that differ in their first glimpse.
-        episodes: how many scenes; None: all of the split.
+        episodes: how many scenes; None: all of the split. The last batch is filled up with scenes that do not count.
         on_batch: called with the number of scenes played so far, after each batch.
 
     Returns:
@@ -226,6 +226,8 @@ def evaluate(
         ValueError: the environment or the protocol does not fit; or the policy's action does not, and then the message
             begins with the policy's name.
     """
+    if not isinstance(env, GlimpseVectorEnv):
+        raise ValueError(f"env must be a GlimpseVectorEnv, without wrappers, got {env}")
     if env.output != "torch" or env.autoreset_mode == AutoresetMode.SAME_STEP:
         raise ValueError("env must be made with output='torch' and autoreset_mode 'Disabled' or 'NextStep'")
     if protocol not in NUM_ROLLOUTS:
@@ -238,8 +240,8 @@ def evaluate(
     episodes = env.num_images if episodes is None else episodes
     if env.config.fixed_scene_seed is None:
         raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
-    if not 1 <= episodes <= env.num_images:
-        raise ValueError(f"episodes must lie in 1 to {env.num_images}, the images of the split, got {episodes}")
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or not 1 <= episodes <= env.num_images:
+        raise ValueError(f"episodes must be an int in 1 to {env.num_images}, the images of the split, got {episodes!r}")
     batches, seconds = [], 0.0
     for start in range(0, episodes, env.num_envs):
         began = time.perf_counter()
@@ -373,18 +375,26 @@ def _blaming(policy: Policy) -> Iterator[None]:
         raise ValueError(f"policy {policy.name!r}: {error}") from error
 
 
+_OF_SIGHT = ("data_root", "num_glimpses", "patch_size", "num_scales", "scale_factor")
+"""Fields of GlimpseConfig that leave scenes as they are."""
+
+
 def compare(policy: Evaluation, reference: Evaluation) -> Comparison:
     """The paired difference of two evaluations: the policy's less the reference's.
 
-    Of own images only the labels are compared, so that two sets with the same labels pass for one. Protocols are not
-    compared here; `ComparisonTable` refuses different ones.
+    What they saw of the scenes may differ: number of glimpses, patch size and scales. Of own images only the labels are
+    compared, so that two sets with the same labels pass for one. Protocols are not compared here; `ComparisonTable`
+    refuses different ones.
 
     Raises:
-        ValueError: their settings or their labels differ, so that they are not of the same scenes.
+        ValueError: their images, canvases, clutter, scene seeds or labels differ, so that they are not of the same
+            scenes.
     """
-    ours, theirs = (evaluation.setting.replace(data_root=None) for evaluation in (policy, reference))
-    if ours != theirs:
-        raise ValueError(f"evaluations must be of the same scenes, got {ours} and {theirs}")
+    ours, theirs = policy.setting.to_dict(), reference.setting.to_dict()
+    differing = [name for name in ours if name not in _OF_SIGHT and ours[name] != theirs[name]]
+    if differing:
+        found = (", ".join(f"{name}={setting[name]!r}" for name in differing) for setting in (ours, theirs))
+        raise ValueError(f"evaluations must be of the same scenes, got {' and '.join(found)}")
     if not torch.equal(policy.labels, reference.labels):
         raise ValueError(
             f"evaluations must be of the same scenes, got {policy.episodes} and {reference.episodes} episodes "

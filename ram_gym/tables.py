@@ -61,7 +61,7 @@ def evaluate_all(
 
 
 def _make(maker: Policy | Callable[[GlimpseVectorEnv], Policy], env: GlimpseVectorEnv) -> Policy:
-    if hasattr(maker, "act"):
+    if hasattr(maker, "act") and not isinstance(maker, type):
         return cast(Policy, maker)
     if not callable(maker):
         raise ValueError(f"policies must be policies or functions that make one for an environment, got {maker!r}")
@@ -94,8 +94,8 @@ class ComparisonTable:
         note: what else a reader of the tables must know.
 
     Raises:
-        ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes and
-            protocol; or no policy has the reference's name.
+        ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes,
+            protocol and number of glimpses; or no policy has the reference's name.
     """
 
     def __init__(
@@ -128,6 +128,12 @@ class ComparisonTable:
                         f"{first.policy!r} and {evaluation.protocol!r} for {evaluation.policy!r}"
                     )
                 compare(evaluation, first)  # refuses other scenes
+                if evaluation.setting.num_glimpses != first.setting.num_glimpses:
+                    raise ValueError(
+                        f"evaluations on {task!r} must be of one number of glimpses, got {first.setting.num_glimpses} "
+                        f"for {first.policy!r} and {evaluation.setting.num_glimpses} for {evaluation.policy!r}: "
+                        "give them different tasks' names, or use compare"
+                    )
             base = self.reference(task)
             for name, evaluation in there.items():
                 if base is not None and name != base:

@@ -15,7 +15,16 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ram_gym import scenes
-from ram_gym.arguments import MAX_SEED, Checked, check_integers, check_keys, check_locations, check_mask, check_seeds
+from ram_gym.arguments import (
+    MAX_SEED,
+    Checked,
+    check_integers,
+    check_keys,
+    check_locations,
+    check_mask,
+    check_seeds,
+    fresh_seed,
+)
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
@@ -168,8 +177,12 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             for lane in (lane for lane, given in enumerate(seed) if given is None):
                 seeds[lane] = int(self.np_random.integers(MAX_SEED))
         if seeds is not None or self._keys is None:
-            super().reset(seed=int(seeds[0]) if seeds is not None else None)
-            if seeds is None:
+            if seeds is not None:
+                super().reset(seed=int(seeds[0]))
+            elif self._np_random is None:
+                super().reset(seed=(first := fresh_seed()))
+                seeds = first + torch.arange(self.num_envs)
+            else:
                 seeds = torch.as_tensor(self.np_random.integers(MAX_SEED, size=self.num_envs))
             keys = seeds.to(self.device)
             lanes = self._mask_tensor(mask)

@@ -8,6 +8,7 @@ without a memory how far the episode is, and `gymnasium.wrappers.FlattenObservat
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -36,31 +37,35 @@ class _Coding(NamedTuple):
 
 
 def _box(num_classes: int) -> _Coding:
-    def decode(actions: Array) -> dict[str, Array]:
-        xp = array_namespace(actions)
-        location, is_finite = actions[:, :2], xp.isfinite(actions)
-        if not _is_at_hand(actions):
-            location = xp.where(xp.all(is_finite, axis=1)[:, None], location, xp.nan)
-        elif not xp.all(is_finite):
-            raise ValueError("action must be finite, got NaN or infinity")
-        return {"location": location, "label": xp.argmax(actions[:, 2:], axis=1)}
+    return _Coding(spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32), _decode_box)
 
-    return _Coding(spaces.Box(-1.0, 1.0, (2 + num_classes,), np.float32), decode)
+
+def _decode_box(actions: Array) -> dict[str, Array]:
+    xp = array_namespace(actions)
+    location, is_finite = actions[:, :2], xp.isfinite(actions)
+    if not _is_at_hand(actions):
+        location = xp.where(xp.all(is_finite, axis=1)[:, None], location, xp.nan)
+    elif not xp.all(is_finite):
+        raise ValueError("action must be finite, got NaN or infinity")
+    return {"location": location, "label": xp.argmax(actions[:, 2:], axis=1)}
 
 
 def _multi_discrete(num_classes: int, grid_size: int) -> _Coding:
-    def decode(actions: Array) -> dict[str, Array]:
-        return {"location": _cell_centres(actions[:, 0], actions[:, 1], grid_size), "label": actions[:, 2]}
+    space = spaces.MultiDiscrete([grid_size, grid_size, num_classes])
+    return _Coding(space, partial(_decode_multi_discrete, grid_size))
 
-    return _Coding(spaces.MultiDiscrete([grid_size, grid_size, num_classes]), decode)
+
+def _decode_multi_discrete(grid_size: int, actions: Array) -> dict[str, Array]:
+    return {"location": _cell_centres(actions[:, 0], actions[:, 1], grid_size), "label": actions[:, 2]}
 
 
 def _discrete(num_classes: int, grid_size: int) -> _Coding:
-    def decode(actions: Array) -> dict[str, Array]:
-        cells, labels = actions // num_classes, actions % num_classes
-        return {"location": _cell_centres(cells % grid_size, cells // grid_size, grid_size), "label": labels}
+    return _Coding(spaces.Discrete(grid_size**2 * num_classes), partial(_decode_discrete, num_classes, grid_size))
 
-    return _Coding(spaces.Discrete(grid_size**2 * num_classes), decode)
+
+def _decode_discrete(num_classes: int, grid_size: int, actions: Array) -> dict[str, Array]:
+    cells, labels = actions // num_classes, actions % num_classes
+    return {"location": _cell_centres(cells % grid_size, cells // grid_size, grid_size), "label": labels}
 
 
 def _cell_centres(columns: Array, rows: Array, grid_size: int) -> Array:
@@ -231,18 +236,22 @@ class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConst
         if not isinstance(env.observation_space, spaces.Dict):
             raise ValueError(f"env must have a Dict observation, got {env.observation_space}")
         self.observation_space = spaces.Dict({**env.observation_space.spaces, "progress": PROGRESS})
-        self._num_steps = np.zeros(1, np.int64)
+        self._num_steps, self._is_over = np.zeros(1, np.int64), False
 
-    def reset(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begins an episode; see the environment."""
-        observation, info = self.env.reset(**arguments)
-        self._num_steps[0] = 0
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._num_steps[0], self._is_over = 0, False
         return self._observe(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
         """Plays a step; see the environment."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._num_steps[0] += 1
+        # A step after the last one is the next episode's first observation, where a wrapper below begins one.
+        self._num_steps[0] = 0 if self._is_over else self._num_steps[0] + 1
+        self._is_over = bool(terminated or truncated)
         return self._observe(observation), reward, terminated, truncated, info
 
     def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ram_gym import Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, scenes
+from ram_gym import ComparisonTable, Evaluation, GlimpseEnv, GlimpseVectorEnv, compare, evaluate, scenes, wrappers
 
 SHAPE = {"canvas_size": 12, "num_glimpses": 3, "patch_size": 4, "split": "test"}
 
@@ -177,6 +178,30 @@ def test_an_error_of_the_policys_own_says_whose_it_is(small_images: tuple) -> No
     with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
         evaluate(Odd(RuntimeError("shapes cannot be multiplied")), make(small_images))
     assert "raised by policy 'odd'" in raised.value.__notes__
+
+
+def test_what_was_seen_of_the_same_scenes_may_differ(small_images: tuple) -> None:
+    def played(**fields: Any) -> Evaluation:
+        env = make(small_images, **fields)
+        return evaluate(Known(env), env)
+
+    ours = played()
+    theirs = played(patch_size=3, num_scales=2, num_glimpses=5)
+    assert compare(ours, theirs).episodes == 20
+    with pytest.raises(ValueError, match="same scenes, got canvas_size=12 and canvas_size=13"):
+        compare(ours, played(canvas_size=13))
+    with pytest.raises(ValueError, match=r"must be of one number of glimpses, got 3 .* and 5"):
+        ComparisonTable([ours, dataclasses.replace(theirs, policy="other")])
+
+
+def test_what_is_no_environment_is_refused(small_images: tuple) -> None:
+    env = make(small_images)
+    for wrong in (GlimpseEnv(dataset=small_images, patch_size=4), wrappers.VectorMultiDiscreteAction(env)):
+        with pytest.raises(ValueError, match="env must be a GlimpseVectorEnv, without wrappers, got <"):
+            evaluate(Known(env), wrong)
+    for episodes in (1.5, True, "a", 0, 21):
+        with pytest.raises(ValueError, match=f"episodes must be an int in 1 to 20, .* got {episodes!r}"):
+            evaluate(Known(env), env, episodes=episodes)
 
 
 def test_what_is_no_policy_is_refused(small_images: tuple) -> None:

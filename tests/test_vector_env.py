@@ -342,6 +342,21 @@ def test_seeds_that_are_not_given_are_drawn_once_all_else_is_right(small_images:
     assert (again["location"] == ours).all(1).tolist() == [True, False, True, False, True]
 
 
+def test_a_run_without_a_seed_can_be_made_again(small_images: tuple) -> None:
+    env = GlimpseEnv(dataset=small_images, patch_size=4)
+    for each in (make(small_images), env):
+        seen = [each.reset()[0], each.reset()[0]]
+        again = [each.reset(seed=each.np_random_seed)[0], each.reset()[0]]
+        for ours, theirs in zip(seen, again, strict=True):
+            np.testing.assert_array_equal(ours["glimpse"], theirs["glimpse"])
+    assert env.np_random_seed != GlimpseEnv(dataset=small_images, patch_size=4).np_random_seed
+
+
+def test_seeds_too_large_for_an_integer_of_numpys_are_named(small_images: tuple) -> None:
+    with pytest.raises(ValueError, match=f"seed must lie in .*, got {2**70} to {2**70}"):
+        make(small_images).reset(seed=2**70)
+
+
 @pytest.mark.usefixtures("fake_tensors")
 def test_a_refused_reset_leaves_nothing_to_report(small_images: tuple) -> None:
     envs = make(small_images, output="torch", device="cuda")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -160,6 +161,35 @@ def test_bad_actions_that_cannot_be_seen_at_once_have_no_location(monkeypatch: p
     vectors[1, 0], vectors[2, 5], vectors[3, 1] = torch.inf, torch.nan, 3.0
     location = wrappers._box(10).decode(vectors)["location"]
     assert location.isnan().any(1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("name", ["BoxAction", "MultiDiscreteAction", "DiscreteAction"])
+def test_wrapped_environments_survive_pickle(name: str) -> None:
+    env = getattr(wrappers, name)(GlimpseEnv(dataset="digits"))
+    envs = getattr(wrappers, "Vector" + name)(GlimpseVectorEnv(3, dataset="digits"))
+    for original in (env, envs):
+        copy = pickle.loads(pickle.dumps(original))
+        original.action_space.seed(0)
+        action = original.action_space.sample()
+        seen = [each.reset(seed=4)[0]["location"].tolist() for each in (original, copy)]
+        seen += [each.step(action)[0]["location"].tolist() for each in (original, copy)]
+        assert (seen[0], seen[2]) == (seen[1], seen[3])
+
+
+def test_progress_begins_anew_above_autoreset() -> None:
+    below = wrappers.ProgressObservation(gym.wrappers.Autoreset(GlimpseEnv(dataset="digits", num_glimpses=3)))
+    above = gym.wrappers.Autoreset(wrappers.ProgressObservation(GlimpseEnv(dataset="digits", num_glimpses=3)))
+    for env in (below, above):
+        found = [env.reset(seed=0)[0]["progress"].item()]
+        found += [env.step(env.action_space.sample())[0]["progress"].item() for _ in range(8)]
+        assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1, 1 / 3])
+
+
+def test_gymnasium_checker_accepts_progress() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
+        gymnasium_check_env(wrappers.ProgressObservation(GlimpseEnv(dataset="digits")), skip_render_check=True)
 
 
 def test_spaces() -> None:
