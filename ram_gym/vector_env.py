@@ -263,6 +263,11 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         return canvases_of(self._pyramid, self.config)
 
     @property
+    def num_steps(self) -> np.ndarray:
+        """How many steps each lane's episode has had, int64 (N,), on the host."""
+        return self._num_steps.copy()
+
+    @property
     def labels(self) -> Tensor:
         """The hidden scenes' right labels, int64 (N,)."""
         self._require_episode()

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 from gymnasium import spaces
-from gymnasium.vector import VectorActionWrapper, VectorEnv
+from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from ram_gym.coordinates import Array, as_numpy
@@ -256,6 +256,43 @@ class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConst
 
     def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
         return append_progress(observation, self._num_steps, self.get_wrapper_attr("config").num_glimpses)
+
+
+class VectorProgressObservation(VectorWrapper):
+    """`ProgressObservation` for the vector environment: `progress` float32 (N, 1), arrays or tensors.
+
+    It is in `final_obs` too, where it is 1.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        if not isinstance(env.single_observation_space, spaces.Dict) or not hasattr(env.unwrapped, "num_steps"):
+            raise ValueError(f"env must be a GlimpseVectorEnv with its Dict observation, got {env}")
+        self.single_observation_space = spaces.Dict({**env.single_observation_space.spaces, "progress": PROGRESS})
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def reset(
+        self, *, seed: int | Any | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begins episodes; see the environment."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._observe(observation), info
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Plays a step in every lane; see the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        observation = self._observe(observation)
+        if "final_obs" in info:
+            ones = array_namespace(observation["progress"]).ones_like(observation["progress"])
+            info = {**info, "final_obs": {**info["final_obs"], "progress": ones}}
+        return observation, reward, terminated, truncated, info
+
+    def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
+        env: Any = self.env.unwrapped
+        observation = append_progress(observation, env.num_steps[:, None], env.config.num_glimpses)
+        like = observation["location"]
+        progress = array_namespace(like).asarray(observation["progress"], device=device(like))
+        return {**observation, "progress": progress}
 
 
 def append_progress(observation: dict[str, Any], num_steps: np.ndarray, num_glimpses: int) -> dict[str, Any]:

@@ -185,6 +185,27 @@ def test_progress_begins_anew_above_autoreset() -> None:
         assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1, 1 / 3])
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_progress_of_lanes_is_that_of_single_environments(mode: str, output: str) -> None:
+    fields: dict[str, Any] = {"dataset": "digits", "num_glimpses": 3}
+    envs = wrappers.VectorProgressObservation(GlimpseVectorEnv(2, autoreset_mode=mode, output=output, **fields))
+    makers = [lambda: wrappers.ProgressObservation(GlimpseEnv(**fields))] * 2
+    others = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode(mode))
+    assert envs.single_observation_space == others.single_observation_space
+    ours, theirs = (each.reset(seed=5)[0] for each in (envs, others))
+    actions = {"location": np.zeros((2, 2), np.float32), "label": np.zeros(2, np.int64)}
+    for step in range(9):
+        for key in ("glimpse", "progress"):
+            np.testing.assert_array_equal(ours[key], theirs[key], err_msg=f"{step}")
+        assert type(ours["progress"]) is type(ours["location"])
+        ours, *_, info = envs.step(actions)
+        theirs, *_ = others.step(actions)
+        if "final_obs" in info:
+            assert info["final_obs"]["progress"].tolist() == [[1.0], [1.0]]
+    assert pickle.loads(pickle.dumps(envs)).unwrapped.num_steps.tolist() == envs.unwrapped.num_steps.tolist()
+
+
 def test_gymnasium_checker_accepts_progress() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
