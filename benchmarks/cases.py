@@ -118,10 +118,10 @@ def _rows(cases: list[Case], plan: Plan, one_process_each: bool) -> Iterator[dic
 
 def run_case(case: Case, plan: Plan) -> dict[str, Any]:
     """One row; see `run_cases`."""
-    module, _, function = case.measure.partition(".")
-    row = dataclasses.asdict(case)
     import torch
 
+    module, _, function = case.measure.partition(".")
+    row = dataclasses.asdict(case)
     try:
         found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(case, plan)
     except SkippedError as reason:

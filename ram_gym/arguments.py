@@ -140,14 +140,15 @@ def is_within(value: Tensor, bound: int) -> Tensor:
 def check_seeds(value: Any, num_envs: int) -> Tensor | None:
     """Seeds of the lanes, int64 (N,) on the host: N of them, or one from which lane i's is i more.
 
-    A None in a list is one to be drawn, and 0 here.
+    A None in a list is one to be drawn, and here any of the others.
     """
     import torch
 
     if value is None:
         return None
     if isinstance(value, list | tuple):
-        value = [0 if seed is None else seed for seed in value]
+        known = next((seed for seed in value if seed is not None), 0)
+        value = [known if seed is None else seed for seed in value]
     seeds, _ = check_integers("seed", as_numpy(value), MAX_SEED, num_envs, torch.device("cpu"))
     return seeds if np.ndim(value) else seeds + torch.arange(num_envs, device=seeds.device)
 

@@ -240,7 +240,7 @@ def evaluate(
     episodes = env.num_images if episodes is None else episodes
     if env.config.fixed_scene_seed is None:
         raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or not 1 <= episodes <= env.num_images:
+    if isinstance(episodes, bool) or not hasattr(episodes, "__index__") or not 1 <= episodes <= env.num_images:
         raise ValueError(f"episodes must be an int in 1 to {env.num_images}, the images of the split, got {episodes!r}")
     batches, seconds = [], 0.0
     for start in range(0, episodes, env.num_envs):

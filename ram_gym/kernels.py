@@ -16,7 +16,7 @@ from torch import Tensor
 FOURS_PER_PROGRAM = 128
 WARPS = 4
 MOST_UNROLLED, MOST_IN_FOURS = tl.constexpr(8), tl.constexpr(32)
-"""Rows of blocks of up to this side are summed without a loop, and read in fours: longer code takes long to compile."""
+"""Blocks of up to these sides are summed without a loop over rows, and read in fours: more code compiles for long."""
 ROUNDING = tl.constexpr(1.5 * 2.0**23)
 """What is added to it is rounded to a whole number, ties to even: float32 has no finer ones there."""
 HAS_DP4A = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)

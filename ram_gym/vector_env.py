@@ -173,9 +173,10 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._report_bad_values()
         if location is not None:
             location = location.expand(self.num_envs, 2)
-        if isinstance(seed, list | tuple) and seeds is not None:
-            for lane in (lane for lane, given in enumerate(seed) if given is None):
-                seeds[lane] = int(self.np_random.integers(MAX_SEED))
+        is_open = [given is None for given in seed] if isinstance(seed, list | tuple) else []
+        if any(is_open) and seeds is not None:
+            drawn = torch.as_tensor(self.np_random.integers(MAX_SEED, size=self.num_envs))
+            seeds = torch.where(torch.tensor(is_open), drawn, seeds)
         if seeds is not None or self._keys is None:
             if seeds is not None:
                 super().reset(seed=int(seeds[0]))

@@ -255,7 +255,7 @@ class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConst
         return self._observe(observation), reward, terminated, truncated, info
 
     def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
-        return append_progress(observation, self._num_steps, self.get_wrapper_attr("config").num_glimpses)
+        return {**observation, "progress": _progress(self._num_steps, self.get_wrapper_attr("config").num_glimpses)}
 
 
 class VectorProgressObservation(VectorWrapper):
@@ -289,13 +289,10 @@ class VectorProgressObservation(VectorWrapper):
 
     def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
         env: Any = self.env.unwrapped
-        observation = append_progress(observation, env.num_steps[:, None], env.config.num_glimpses)
-        like = observation["location"]
-        progress = array_namespace(like).asarray(observation["progress"], device=device(like))
-        return {**observation, "progress": progress}
+        like, progress = observation["location"], _progress(env.num_steps[:, None], env.config.num_glimpses)
+        return {**observation, "progress": array_namespace(like).asarray(progress, device=device(like))}
 
 
-def append_progress(observation: dict[str, Any], num_steps: np.ndarray, num_glimpses: int) -> dict[str, Any]:
-    """The observation with `progress`, float32 of the shape of `num_steps`: how many steps each episode has had."""
-    progress = np.minimum((num_steps + 1) / num_glimpses, 1.0).astype(np.float32)
-    return {**observation, "progress": progress}
+def _progress(num_steps: np.ndarray, num_glimpses: int) -> np.ndarray:
+    """Glimpses taken as a share of all, float32 of the shape of `num_steps`: how many steps each episode has had."""
+    return np.minimum((num_steps + 1) / num_glimpses, 1.0).astype(np.float32)

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ram_gym.vector_env import GlimpseVectorEnv
-from ram_gym.wrappers import PROGRESS, append_progress
+from ram_gym.wrappers import VectorProgressObservation
 
 try:
     from stable_baselines3.common.monitor import Monitor
@@ -71,17 +71,13 @@ class GlimpseVecEnv(VecEnv):
                 "envs must not have a Dict action, which Stable-Baselines3 does not take: wrap it in "
                 "ram_gym.wrappers.VectorMultiDiscreteAction, VectorDiscreteAction or VectorBoxAction"
             )
-        self.envs, self._inner = envs, inner
-        self._adds_progress, self._monitors = add_progress, monitor
+        self.envs = VectorProgressObservation(envs) if add_progress else envs
+        self._inner, self._monitors = inner, monitor
         self._start = time.time()
         self._returns = np.zeros(envs.num_envs, np.float64)
         self._lengths = np.zeros(envs.num_envs, np.int64)
         self._actions: Any = None
-        observation_space = envs.single_observation_space
-        assert isinstance(observation_space, spaces.Dict)
-        if add_progress:
-            observation_space = spaces.Dict({**observation_space.spaces, "progress": PROGRESS})
-        super().__init__(envs.num_envs, observation_space, envs.single_action_space)
+        super().__init__(envs.num_envs, self.envs.single_observation_space, envs.single_action_space)
         self.metadata = {**self.metadata, "render_fps": inner.metadata["render_fps"]}
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -98,7 +94,7 @@ class GlimpseVecEnv(VecEnv):
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        return self._with_progress(observation, self._lengths)
+        return observation
 
     def step_async(self, actions: np.ndarray) -> None:
         """Takes the actions that `step_wait` plays."""
@@ -115,7 +111,7 @@ class GlimpseVecEnv(VecEnv):
         if len(lanes):
             self._fill(infos, lanes, info)
             self._returns[lanes], self._lengths[lanes] = 0.0, 0
-        return self._with_progress(observation, self._lengths), reward.astype(np.float32), terminated, infos
+        return observation, reward.astype(np.float32), terminated, infos
 
     def close(self) -> None:
         """Closes the vector environment."""
@@ -183,22 +179,16 @@ class GlimpseVecEnv(VecEnv):
 
     def _fill(self, infos: list[dict[str, Any]], lanes: np.ndarray, info: dict[str, Any]) -> None:
         """Writes what is known of the episodes that ended in these lanes into their infos."""
-        final = self._with_progress(info["final_obs"], self._lengths)
         values = {key: value[lanes].tolist() for key, value in info["final_info"].items() if not key.startswith("_")}
         seconds = round(time.time() - self._start, 6)
         for number, lane in enumerate(lanes):
             entry = infos[lane]
             entry.update((key, value[number]) for key, value in values.items())
             entry["TimeLimit.truncated"] = False
-            entry["terminal_observation"] = {key: value[lane] for key, value in final.items()}
+            entry["terminal_observation"] = {key: value[lane] for key, value in info["final_obs"].items()}
             if self._monitors:
                 total, length = round(float(self._returns[lane]), 6), int(self._lengths[lane])
                 entry["episode"] = {"r": total, "l": length, "t": seconds}
-
-    def _with_progress(self, observation: dict[str, np.ndarray], num_steps: np.ndarray) -> dict[str, np.ndarray]:
-        if not self._adds_progress:
-            return observation
-        return append_progress(observation, num_steps[:, None], self._inner.config.num_glimpses)
 
     def _merge_options(self) -> dict[str, Any] | None:
         """The lanes' options in the form of the vector environment."""
@@ -215,7 +205,6 @@ class GlimpseVecEnv(VecEnv):
         seeds: Any = None if seed is None else [seed] * self.num_envs
         observation, _ = self.envs.reset(seed=seeds, options={**(options or {}), "reset_mask": mask})
         self._returns[mask], self._lengths[mask] = 0.0, 0
-        observation = self._with_progress(observation, self._lengths)
         return [({key: value[lane] for key, value in observation.items()}, {}) for lane in lanes]
 
 
