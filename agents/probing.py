@@ -85,6 +85,8 @@ def probe_runs(
         json: Print one JSON object a line and nothing else.
         plot: File to draw the curves to, .png, .svg or .pdf.
     """
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"plot must be a file name that ends in .png, .svg or .pdf, got {plot}")
     if len(set(policies)) < len(policies):
         raise ValueError(f"policies must be named once each, got {', '.join(policies)}")
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
@@ -97,8 +99,6 @@ def probe_runs(
     values = values or VALUES[by]
     if list(values) != sorted(set(values)) or values[0] < 0:
         raise ValueError(f"values must be at least 0 and rise, got {' '.join(map(str, values))}")
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"plot must be a file name that ends in .png, .svg or .pdf, got {plot}")
     if by in SORTING:
         points = _sort(policies, runs, setting, by, values, device)
     else:

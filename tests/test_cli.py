@@ -242,6 +242,14 @@ def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any)
     assert (copy / "best.safetensors").stat().st_mode == (copy / "last.safetensors").stat().st_mode == mode
 
 
+def test_a_missing_package_is_named_with_what_installs_it() -> None:
+    code = "import sys; sys.modules['stable_baselines3'] = None; from agents.cli import main; main(['train', 'ppo'])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "stable_baselines3" in found.stderr
+    assert "pip install -c constraints.txt -e '.[agents,sb3]'" in found.stderr
+
+
 def test_help_reads_well(capsys: Any) -> None:
     for arguments, words in (
         (["--help"], ["train", "evaluate", "compare", "watch"]),
