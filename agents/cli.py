@@ -205,7 +205,7 @@ def main(arguments: list[str]) -> None:
             _choose(commands, "python -m agents", __doc__ or "", arguments)
     except (ValueError, OSError, ImportError) as error:
         text = "; ".join([str(error), *getattr(error, "__notes__", [])])  # notes say whose policy it was
-        if isinstance(error, ModuleNotFoundError) and error.name in ("stable_baselines3", "sb3_contrib"):
+        if isinstance(error, ImportError) and (error.name or "").startswith(("stable_baselines3", "sb3_contrib")):
             text += "; install it with pip install -c constraints.txt -e '.[agents,sb3]'"
         Console(stderr=True).print(f"error: {text}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None
