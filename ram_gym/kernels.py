@@ -1,7 +1,8 @@
 """The glimpse sensor as one Triton kernel, for GPUs. Importing it fails where Triton is missing.
 
-One thread takes four neighbouring values of a row, at each scale: the pixels that they are the means of lie side by
-side, so that it reads them four at a time, each once.
+One thread takes two neighbouring values of a row, at each scale: the pixels that they are the means of lie side by
+side, so that it reads them four at a time, each once. With four values it would read fewer pixels twice, but the
+threads that run together would read more rows at once, and wider tasks take longer so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FOURS_PER_PROGRAM = 128
+PAIRS_PER_PROGRAM = 128
 WARPS = 4
 MOST_UNROLLED, MOST_IN_FOURS = tl.constexpr(8), tl.constexpr(32)
 """Blocks of up to these sides are summed without a loop over rows, and read in fours: more code compiles for long."""
@@ -55,18 +56,16 @@ def _add_bytes(sums, four, BLOCK: tl.constexpr, FIRST: tl.constexpr, SIDE: tl.co
 
 
 @triton.jit
-def _add_fours(a, b, c, d, fours, x, shift, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sums of four neighbouring blocks with a row of each added, read in fours that begin at multiples of four."""
+def _add_fours(a, b, fours, x, shift, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of two neighbouring blocks with a row of each added, read in fours that begin at multiples of four."""
     four = tl.load(fours, mask=mask & _is_inside(x, SIZE), other=0)
-    for at in tl.static_range(SIDE):
+    for at in tl.static_range((2 * SIDE + 3) // 4):
         following = tl.load(fours + at + 1, mask=mask & _is_inside(x + 4 * at + 4, SIZE), other=0)
         pixels = (((following.to(tl.uint64) << 32) | four) >> shift).to(tl.uint32)
         a = _add_bytes(a, pixels, 0, 4 * at, SIDE)
         b = _add_bytes(b, pixels, 1, 4 * at, SIDE)
-        c = _add_bytes(c, pixels, 2, 4 * at, SIDE)
-        d = _add_bytes(d, pixels, 3, 4 * at, SIDE)
         four = following
-    return a, b, c, d
+    return a, b
 
 
 @triton.jit
@@ -78,35 +77,33 @@ def _add_pixels(sums, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr): 
 
 
 @triton.jit
-def _add_row(a, b, c, d, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sums of four neighbouring blocks with a row of each added, that of the first from x on."""
+def _add_row(a, b, pixels, x, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of two neighbouring blocks with a row of each added, that of the first from x on."""
     if SIZE % 4 == 0 and SIDE <= MOST_IN_FOURS:
         over = x & 3
         fours = (pixels - over).to(tl.pointer_type(tl.uint32), bitcast=True)
-        return _add_fours(a, b, c, d, fours, x - over, (8 * over).to(tl.uint64), mask, SIZE, SIDE)
+        return _add_fours(a, b, fours, x - over, (8 * over).to(tl.uint64), mask, SIZE, SIDE)
     a = _add_pixels(a, pixels, x, mask, SIZE, SIDE)
     b = _add_pixels(b, pixels + SIDE, x + SIDE, mask, SIZE, SIDE)
-    c = _add_pixels(c, pixels + 2 * SIDE, x + 2 * SIDE, mask, SIZE, SIDE)
-    d = _add_pixels(d, pixels + 3 * SIDE, x + 3 * SIDE, mask, SIZE, SIDE)
-    return a, b, c, d
+    return a, b
 
 
 @triton.jit
 def _block_sums(canvas, x, y, mask, SIZE: tl.constexpr, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sums of four blocks of SIDE x SIDE pixels, side by side from (x, y) on; it is zero beyond the border."""
+    """The sums of two blocks of SIDE x SIDE pixels, side by side from (x, y) on; it is zero beyond the border."""
     line = y
     if SIZE >= 2**15:
         line = y.to(tl.int64)  # such a canvas can have more pixels than an int32 counts
     pixels = canvas + (line * SIZE + x)
     a = tl.zeros(x.shape, tl.uint32)
-    b, c, d = a, a, a
+    b = a
     if SIDE <= MOST_UNROLLED:
         for at in tl.static_range(SIDE):
-            a, b, c, d = _add_row(a, b, c, d, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
+            a, b = _add_row(a, b, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
     else:
         for at in range(SIDE):
-            a, b, c, d = _add_row(a, b, c, d, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
-    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (x.shape[0], 4))
+            a, b = _add_row(a, b, pixels + at * SIZE, x, mask & _is_inside(y + at, SIZE), SIZE, SIDE)
+    return tl.join(a, b)
 
 
 @triton.jit
@@ -137,7 +134,7 @@ def _pool(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     SIDE: tl.constexpr,
 ):
-    """The four values of a row from a column on, each the mean of SIDE x SIDE pixels."""
+    """The two values of a row from a column on, each the mean of SIDE x SIDE pixels."""
     if PATCH * SIDE % 2 == 0:
         x = near_x - PATCH * SIDE // 2 + column * SIDE
         y = near_y - PATCH * SIDE // 2 + row * SIDE
@@ -148,12 +145,12 @@ def _pool(  # type: ignore[no-untyped-def]
 
 
 # One variant a setting, wherever tensors begin, so that no graph's capture meets one that was not compiled yet.
-@triton.jit(do_not_specialize=["num_fours"], do_not_specialize_on_alignment=["canvases", "locations"])
+@triton.jit(do_not_specialize=["num_pairs"], do_not_specialize_on_alignment=["canvases", "locations"])
 def _sense(  # type: ignore[no-untyped-def]
     canvases,
     locations,
     glimpses,
-    num_fours,  # of one scale, of all lanes
+    num_pairs,  # of one scale, of all lanes
     half_canvas,
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -162,17 +159,17 @@ def _sense(  # type: ignore[no-untyped-def]
     FACTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    fours_of_row: tl.constexpr = (PATCH + 3) // 4
-    of_lane: tl.constexpr = CHANNELS * PATCH * fours_of_row
+    pairs_of_row: tl.constexpr = (PATCH + 1) // 2
+    of_lane: tl.constexpr = CHANNELS * PATCH * pairs_of_row
     begin = tl.program_id(0).to(tl.int64) * BLOCK
-    mask = tl.arange(0, BLOCK) < num_fours - begin
-    four = (begin % of_lane).to(tl.int32) + tl.arange(0, BLOCK)
-    lane = begin // of_lane + four // of_lane
-    line = four % of_lane // fours_of_row  # of all channels
+    mask = tl.arange(0, BLOCK) < num_pairs - begin
+    pair = (begin % of_lane).to(tl.int32) + tl.arange(0, BLOCK)
+    lane = begin // of_lane + pair // of_lane
+    line = pair % of_lane // pairs_of_row  # of all channels
     row = line % PATCH
-    column = four % fours_of_row * 4
+    column = pair % pairs_of_row * 2
     canvas = canvases + (lane * CHANNELS + line // PATCH) * (SIZE * SIZE)
-    columns = column[:, None] + tl.arange(0, 4)[None, :]
+    columns = column[:, None] + tl.arange(0, 2)[None, :]
     in_patch = mask[:, None] & (columns < PATCH)
 
     x = (tl.load(locations + 2 * lane, mask=mask, other=0.0) + 1.0) * half_canvas
@@ -211,21 +208,21 @@ def sense(canvases: Tensor, locations: Tensor, patch_size: int, num_scales: int,
     glimpses: Tensor = torch.empty(
         num, num_scales * channels, patch_size, patch_size, dtype=torch.float32, device=canvases.device
     )
-    num_fours = num * channels * patch_size * triton.cdiv(patch_size, 4)
-    grid: Any = (triton.cdiv(num_fours, FOURS_PER_PROGRAM),)
+    num_pairs = num * channels * patch_size * triton.cdiv(patch_size, 2)
+    grid: Any = (triton.cdiv(num_pairs, PAIRS_PER_PROGRAM),)
     with torch.cuda.device_of(canvases):  # Triton launches where PyTorch is
         _sense[grid](
             canvases,
             locations.contiguous(),
             glimpses,
-            num_fours,
+            num_pairs,
             size / 2.0,
             CHANNELS=channels,
             SIZE=size,
             PATCH=patch_size,
             NUM_SCALES=num_scales,
             FACTOR=scale_factor,
-            BLOCK=FOURS_PER_PROGRAM,
+            BLOCK=PAIRS_PER_PROGRAM,
             num_warps=WARPS,
             enable_fp_fusion=False,  # what ROUNDING is added to must have been rounded before
         )

@@ -21,7 +21,7 @@ KERNEL_CASES = [
     {"canvas_size": 28, "patch_size": 8},
     {"canvas_size": 9, "patch_size": 5, "num_scales": 2},
     {"canvas_size": 12, "patch_size": 3, "num_scales": 3, "scale_factor": 3},
-    {"canvas_size": 20, "patch_size": 6, "num_scales": 3},  # a row of six: four and two
+    {"canvas_size": 20, "patch_size": 6, "num_scales": 3},  # a row of six
 ]
 
 
@@ -58,17 +58,17 @@ def test_kernel_compiles_to_few_wide_instructions(capability: int) -> None:
 
     if not kernels.HAS_DP4A.value:
         pytest.skip("NEEDS PyTorch for CUDA")
-    sizes = {"CHANNELS": 1, "SIZE": 60, "PATCH": 12, "NUM_SCALES": 3, "FACTOR": 2, "BLOCK": kernels.FOURS_PER_PROGRAM}
-    kinds = {"canvases": "*u8", "locations": "*fp32", "glimpses": "*fp32", "num_fours": "i32", "half_canvas": "fp32"}
+    sizes = {"CHANNELS": 1, "SIZE": 60, "PATCH": 12, "NUM_SCALES": 3, "FACTOR": 2, "BLOCK": kernels.PAIRS_PER_PROGRAM}
+    kinds = {"canvases": "*u8", "locations": "*fp32", "glimpses": "*fp32", "num_pairs": "i32", "half_canvas": "fp32"}
     signature = kinds | dict.fromkeys(sizes, "constexpr")
     source = ASTSource(kernels._sense, signature, sizes, attrs={(2,): [["tt.divisibility", 16]]})
     options = {"num_warps": kernels.WARPS, "enable_fp_fusion": False}
     compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     code = compiled.asm["ptx"]
-    # Of a thread's four values: sums of bytes, by scale; fours of pixels and a location; what is written.
-    assert len(re.findall(r"dp4a", code)) == 1 * 4 + 2 * 4 + 4 * 4
-    assert len(re.findall(r"ld\.global\.b32", code)) == 1 * 2 + 2 * 3 + 4 * 5 + 2
-    assert re.findall(r"st\.\S+", code) == 3 * ["st.global.v4.b32"]
+    # Of a thread's two values: sums of bytes, by scale; fours of pixels and a location; what is written.
+    assert len(re.findall(r"dp4a", code)) == 1 * 2 + 2 * 2 + 4 * 2
+    assert len(re.findall(r"ld\.global\.b32", code)) == 1 * 2 + 2 * 2 + 4 * 3 + 2
+    assert re.findall(r"st\.\S+", code) == 3 * ["st.global.v2.b32"]
     assert "bar.sync" not in code
     assert compiled.metadata.shared == 0
 
