@@ -134,7 +134,7 @@ def _towards(value: Tensor, device: torch.device) -> Tensor:
 
 def is_within(value: Tensor, bound: int) -> Tensor:
     """Whether int64 values lie in [0, bound), bound <= 2^63, which is no int64 itself."""
-    return (value >= 0) & (value <= bound - 1)
+    return value.clamp(0, bound - 1) == value
 
 
 def check_seeds(value: Any, num_envs: int) -> Tensor | None:
@@ -182,6 +182,6 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
         if not math.isfinite(low) or not math.isfinite(high):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     elif isinstance(value, torch.Tensor):
-        is_finite = locations.isfinite()
+        is_finite = locations.abs() < math.inf  # two operations, where isfinite() takes four
         locations = torch.where(is_finite, locations, 0.0)
     return Checked(clip_locations(locations).to(device, torch.float32), is_finite)

@@ -355,8 +355,9 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             "scene_seed": torch.where(terminated, self._scene_seed, 0),
         }
         info = {}
-        for key, value in values.items():
-            info[key], info[f"_{key}"] = self._convert(value.clone()), self._convert(terminated.clone())
+        masks = self._convert(terminated.repeat(len(values), 1))
+        for (key, value), mask in zip(values.items(), masks, strict=True):
+            info[key], info[f"_{key}"] = self._convert(value), mask
         return info
 
     # --------------------------------------------------------------------------------------------------- small helpers
