@@ -27,7 +27,8 @@ STYLES = ("-", "--", ":", "-.")
 def plot_growth(result: dict[str, Any], folder: Path) -> list[Path]:
     """Draws FOLDER/growth-SWEEP.png for each sweep of the growth benchmark.
 
-    Above, the time of one lane-step, glimpse or scene, with a band from minimum to maximum; below, its page faults.
+    Above, the time of one lane-step, glimpse or scene, with a band from minimum to maximum; below, its page faults,
+    which matter where memory is the host's: not if all ran on a GPU.
 
     Returns:
         The files; none, and a line that says so, without matplotlib.
@@ -41,11 +42,12 @@ def plot_growth(result: dict[str, Any], folder: Path) -> list[Path]:
     files = []
     for sweep in dict.fromkeys(row["sweep"] for row in rows):
         swept = [row for row in rows if row["sweep"] == sweep]
-        figure = Figure(figsize=(7.5, 6.0), layout="constrained")
-        axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        is_on_cpu = any(row["device"] == "cpu" for row in swept)
+        figure = Figure(figsize=(7.5, 6.0 if is_on_cpu else 4.5), layout="constrained")
+        axes = figure.subplots(2, sharex=True, height_ratios=(3, 1)) if is_on_cpu else [figure.subplots()]
         _draw_lines(axes, swept)
         _scale_axes(axes, sweep, sorted({row["value"] for row in swept}))
-        if sweep == "batch" and any(row["device"] == "cpu" for row in swept):
+        if sweep == "batch" and is_on_cpu:
             _mark_caches(axes, swept[0]["task"], result["hardware"]["caches"])
         axes[0].set_title(_title(sweep, swept, result["hardware"]), fontsize=10)
         axes[0].legend(fontsize=8)
@@ -76,26 +78,28 @@ def _draw_lines(axes: Any, rows: list[dict[str, Any]]) -> None:
             look: dict[str, Any] = {"linestyle": style, "marker": "o", "markersize": 3, "color": colour}
             axes[0].plot(values, middle, label=f"{label}, {place(line[0])}", **look)
             axes[0].fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes[1].plot(values, faults, **look)
+            for below in axes[1:]:
+                below.plot(values, faults, **look)
 
 
 def _scale_axes(axes: Any, sweep: str, values: list[int]) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator
+    from matplotlib.ticker import LogLocator
 
-    time, faults = axes
+    time, lowest = axes[0], axes[-1]
     time.set_yscale("log")
     time.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    time.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    time.yaxis.set_major_formatter("{x:,.10g}")
     time.set_ylabel("nanoseconds each")
-    faults.set_ylabel("page faults each")
-    faults.set_ylim(bottom=0)
-    faults.set_xlabel(LABELS[sweep])
+    for faults in axes[1:]:
+        faults.set_ylabel("page faults each")
+        faults.set_ylim(bottom=0)
+    lowest.set_xlabel(LABELS[sweep])
     if sweep in ("batch", "canvas_size"):
-        faults.set_xscale("log", base=2)
+        lowest.set_xscale("log", base=2)
     elif sweep == "num_clutter":
-        faults.set_xscale("symlog", base=2, linthresh=1)
-        faults.set_xlim(-0.3, 1.2 * values[-1])
-    faults.set_xticks(values, [f"{value:,}" for value in values])
+        lowest.set_xscale("symlog", base=2, linthresh=1)
+        lowest.set_xlim(-0.3, 1.2 * values[-1])
+    lowest.set_xticks(values, [f"{value:,}" for value in values])
     for axis in axes:
         axis.minorticks_off()
         axis.grid(alpha=0.3, linewidth=0.5)

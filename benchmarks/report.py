@@ -171,22 +171,25 @@ def _stepping_aims(result: dict[str, Any]) -> list[list[str]]:
 def _gpu_aim(
     rows: list[Row], result: dict[str, Any], measure: str, tasks: tuple[str, ...], unit: str, wanted: float
 ) -> list[list[str]]:
-    """The best rate on a GPU beside the aim, and how much of the limit a sensor's is."""
+    """The best rate of each task on a GPU beside the aim, and how much of the limit a sensor's is."""
     rows = [row for row in rows if row["device"].startswith("cuda") and row["task"] in tasks]
     found = [row for row in rows if row["measure"] == measure and row["variant"] != "fresh" and "rate" in row]
     what, aim = f"{unit} a second on a GPU, {tasks[-1]}", f"{number(wanted)} on one H200"
     if not found:
         return [[what, aim, "no GPU", "not measured"]] if measure == "stepping.sensor" else []
-    best = max(found, key=lambda row: row["rate"]["median"])
     gpu = ", ".join(entry["name"] for entry in result["hardware"]["gpus"])
-    rate, variant = best["rate"]["median"], f", {best['variant']}" if best["variant"] else ""
-    verdict = ("reached" if rate >= wanted else "MISSED") + ("" if "H200" in gpu else f", on {gpu}")
-    body = [[f"{unit} a second on {gpu}, {best['task']}, batch {best['batch']:,}{variant}", aim, number(rate), verdict]]
-    limit = _find(rows, best, measure="stepping.limit", variant="")
-    if limit is not None and "rate" in limit:
-        share = rate / limit["rate"]["median"]
-        title = f"the same, of what a copy of the bytes of a step reaches ({number(limit['rate']['median'])})"
-        body.append([title, "0.5", f"{share:.2f}", "reached" if share >= 0.5 else "MISSED"])
+    body = []
+    for of_task in _split(found, "task").values():
+        best = max(of_task, key=lambda row: row["rate"]["median"])
+        rate, variant = best["rate"]["median"], f", {best['variant']}" if best["variant"] else ""
+        verdict = ("reached" if rate >= wanted else "MISSED") + ("" if "H200" in gpu else f", on {gpu}")
+        what = f"{unit} a second on {gpu}, {best['task']}, batch {best['batch']:,}{variant}"
+        body.append([what, aim, number(rate), verdict])
+        limit = _find(rows, best, measure="stepping.limit", variant="")
+        if limit is not None and "rate" in limit:
+            share = rate / limit["rate"]["median"]
+            title = f"the same, of what a copy of the bytes of a step reaches ({number(limit['rate']['median'])})"
+            body.append([title, "0.5", f"{share:.2f}", "reached" if share >= 0.5 else "MISSED"])
     return body
 
 

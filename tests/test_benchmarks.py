@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.cases import Case, Plan, run_case, run_cases
 from benchmarks.cli import main
 from benchmarks.peers import ArrayDataset, PictureDataset, PlainTraining, compose, crop_loop
+from benchmarks.plots import plot_growth
 from benchmarks.report import aims, number
 from benchmarks.timing import Settings, measure, meminfo, pool
 from ram_gym import TASKS, GlimpseConfig, load_dataset, take_glimpses
@@ -194,6 +196,16 @@ def test_growth_has_each_sweep_and_a_plot_of_it(results: tuple[Path, dict[str, A
         assert len(list(folder.glob("growth-*.png"))) == 4
 
 
+def test_page_faults_are_drawn_only_beside_a_cpu(results: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    growth = results[1]["growth"]
+    on_gpu = {**growth, "rows": [{**row, "device": "cuda"} for row in growth["rows"]]}
+    heights = []
+    for result in (growth, on_gpu):
+        heights.append({Image.open(file).height for file in plot_growth(result, tmp_path)})
+    assert heights == [{660}, {495}]
+
+
 def test_profile_names_the_operations(results: tuple[Path, dict[str, Any]]) -> None:
     (row,) = results[1]["profile"]["rows"]
     shares = [operation["share"] for operation in row["operations"]]
@@ -277,6 +289,33 @@ def test_aims_compare_rows_of_the_same_place() -> None:
     rows = [row("training.native", 640, batch=256), row("training.plain", 64, variant="as published", batch=32)]
     body = aims({"training": {"rows": rows}}).rows
     assert [line[2:] for line in body] == [["10 x (2.5 to 40)", "reached"]]
+
+
+def test_aims_on_a_gpu_are_the_best_rate_of_each_task_and_its_share_of_the_limit() -> None:
+    def row(measure: str, task: str, batch: int, rate: float, variant: str = "") -> dict[str, Any]:
+        case = {"measure": f"stepping.{measure}", "task": task, "batch": batch, "threads": 1, "device": "cuda"}
+        return {**case, "variant": variant, "rate": {"median": rate}}
+
+    rows = [
+        row("sensor", "translated-60", 256, 3e8, "prepared"),
+        row("sensor", "translated-60", 4096, 2e8, "prepared"),
+        row("sensor", "cluttered-60", 4096, 9e7, "prepared"),
+        row("sensor", "cluttered-60", 4096, 9e9, "fresh"),
+        row("sensor", "cluttered-100", 4096, 9e9, "prepared"),  # not a 12x12x3 sensor
+        row("limit", "translated-60", 256, 1e9),
+        row("limit", "cluttered-60", 4096, 1.5e8),
+    ]
+    hardware = {"gpus": [{"name": "NVIDIA H200"}]}
+    body = aims({"stepping": {"rows": rows, "hardware": hardware}}).rows
+    assert [line[2:] for line in body] == [
+        ["300 M", "reached"],
+        ["0.30", "MISSED"],
+        ["90 M", "MISSED"],
+        ["0.60", "reached"],
+    ]
+    assert "translated-60, batch 256" in body[0][0]
+    assert "cluttered-60, batch 4,096" in body[2][0]
+    assert aims({"stepping": {"rows": [], "hardware": {"gpus": []}}}).rows[0][2:] == ["no GPU", "not measured"]
 
 
 def test_wrong_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
