@@ -1,8 +1,8 @@
 """The glimpse sensor as one Triton kernel, for GPUs. Importing it fails where Triton is missing.
 
 One thread takes two neighbouring values of a row, at each scale: the pixels that they are the means of lie side by
-side, so that it reads them four at a time, each once. With four values it would read fewer pixels twice, but the
-threads that run together would read more rows at once, and wider tasks take longer so.
+side, so that it reads them four at a time. With four values fewer pixels are read twice, but threads that run together
+touch more rows at once: on wide canvases that takes longer.
 """
 
 from __future__ import annotations
