@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[1]
 WORKER = "from benchmarks.cases import work; work()"
 
 
+class FailedError(RuntimeError):
+    """A measurement failed; what it printed says why."""
+
+
 class SkippedError(Exception):
     """A measurement cannot be made here; the message says why."""
 
@@ -159,7 +163,7 @@ def _run_in_worker(cases: list[Case], plan: Plan) -> Iterator[dict[str, Any]]:
             worker.kill()
             raise
     if worker.returncode > 0:  # below 0: a signal, which the caller reports
-        raise RuntimeError(f"a benchmark failed, see above: {describe(dataclasses.asdict(cases[0]))} and what follows")
+        raise FailedError(f"a benchmark failed, see above: {describe(dataclasses.asdict(cases[0]))} and what follows")
 
 
 def work() -> None:
@@ -187,6 +191,7 @@ def run_and_write(
     name: str, folder: Path, plan: Plan, make_rows: Callable[[], list[dict[str, Any]]], notes: list[str]
 ) -> dict[str, Any]:
     """Runs a benchmark and writes FOLDER/NAME.json: command, time, hardware, settings, notes and rows."""
+    folder.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     before = hardware()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     rows = make_rows()
@@ -203,6 +208,5 @@ def run_and_write(
         "notes": [*notes, *skipped],
         "rows": rows,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     return result

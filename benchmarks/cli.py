@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from agents.ram.config import preset
-from benchmarks.cases import ROOT, Case, Plan, run_and_write, run_cases
+from benchmarks.cases import ROOT, Case, FailedError, Plan, run_and_write, run_cases
 from benchmarks.plots import plot_growth
 from benchmarks.report import show, write_tables
 from benchmarks.timing import Settings
@@ -59,8 +61,8 @@ class Options:
     """PyTorch devices; "cuda" is skipped, and says so, where there is none."""
     quick: bool = False
     """A minute instead of an hour, on digits: to see that it works, not to measure."""
-    out: Path = ROOT / "benchmarks" / "results"
-    """Folder for BENCHMARK.json, table.md and the plots."""
+    out: Path | None = None
+    """Folder for BENCHMARK.json, table.md and the plots; default: benchmarks/results, with --quick runs/benchmarks."""
     data_root: str | None = None
     """Folder with the datasets; default: $RAM_GYM_DATA, else a per-user cache folder."""
     memory_gb: float | None = None
@@ -80,6 +82,12 @@ class Options:
         for name, values in numbers.items():
             if any(value < 1 for value in values):
                 raise ValueError(f"{name} must be at least 1, got {' '.join(map(str, values))}")
+        for name, seconds in (("seconds", self.seconds), ("memory_gb", self.memory_gb)):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be above 0, got {seconds}")
+        for device in self.device:
+            if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+                raise ValueError(f"device must be cpu, cuda or cuda:NUMBER, got {device!r}")
         if self.in_process and self.rounds > 1:
             raise ValueError(f"rounds are of fresh processes: with in_process they must be 1, got {self.rounds}")
         if not self.threads or not self.device:
@@ -87,6 +95,11 @@ class Options:
         for task in self.task:
             if task not in TASKS:
                 raise ValueError(f"task must be among {', '.join(TASKS)}, got {task!r}")
+
+    @property
+    def folder(self) -> Path:
+        """Where results are written."""
+        return self.out or (ROOT / "runs" / "benchmarks" if self.quick else ROOT / "benchmarks" / "results")
 
     def plan(self) -> Plan:
         """What all cases share."""
@@ -116,8 +129,8 @@ def places(options: Options) -> tuple[list[Place], list[str]]:
     """Where cases run, and notes on what is left out."""
     found, notes = [], []
     for device in options.device:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            notes.append(f"SKIPPED everything on {device}: no GPU here")
+        if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+            notes.append(f"SKIPPED everything on {device}: no such GPU here")
         elif device.startswith("cuda"):
             found.append(Place(device, 1))
         else:
@@ -170,7 +183,7 @@ def training(options: Options) -> None:
         for device, threads in where:
             on_gpu = device.startswith("cuda")
             batches = options.batch or ((preset(task).batch_size, *(GPU_BATCHES if on_gpu else ())))
-            variants = ("", "bfloat16 graph") if on_gpu else ("", "bfloat16")
+            variants = ("", "graph", "bfloat16 graph") if on_gpu else ("", "bfloat16")
             cases += [Case("training.native", task, n, threads, device, v) for n in batches for v in variants]
             cases += [Case("training.limit", task, batches[0], threads, device, v) for v in ("", "bfloat16")]
             if not on_gpu:
@@ -195,7 +208,9 @@ def memory(options: Options) -> None:
 def growth(options: Options) -> None:
     """How cost grows with batch, canvas side, clutter and scales: a plot each."""
     where, notes = places(options)
-    task = options.tasks((GROWTH_TASK,))[0]
+    task, *others = options.tasks((GROWTH_TASK,))
+    if others or options.batch:
+        notes.append(f"WARNING: growth is drawn for one task, {task}, and with numbers of lanes of its own")
     points = []
     for device, threads in where:
         for sweep, values in GROWTH.items():
@@ -212,7 +227,7 @@ def growth(options: Options) -> None:
         rows = run_cases("growth", [case for _, _, case in points], plan)
         return [{**row, "sweep": sweep, "value": value} for row, (sweep, value, _) in zip(rows, points, strict=True)]
 
-    plot_growth(_run("growth", options, run, notes), options.out)
+    plot_growth(_run("growth", options, run, notes), options.folder)
 
 
 def profile(options: Options) -> None:
@@ -250,9 +265,9 @@ def _run(name: str, options: Options, make_rows: Any, notes: list[str]) -> dict[
         notes.append("measured once: --rounds is for what has a rate")
     if options.quick:
         notes.append("--quick: these numbers show that it works, and are no measurement")
-    result = run_and_write(name, options.out, plan, lambda: make_rows(plan), notes)
+    result = run_and_write(name, options.folder, plan, lambda: make_rows(plan), notes)
     show(result)
-    write_tables(options.out)
+    write_tables(options.folder)
     return result
 
 
@@ -260,7 +275,7 @@ def main(arguments: list[str]) -> None:
     """Runs one benchmark, or all.
 
     Raises:
-        SystemExit: 2 for wrong arguments, 130 where it was interrupted.
+        SystemExit: 2 for wrong arguments, 1 where a measurement failed, 130 where it was interrupted.
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -270,6 +285,9 @@ def main(arguments: list[str]) -> None:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+    except FailedError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise SystemExit(2) from None

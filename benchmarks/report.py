@@ -46,7 +46,7 @@ def show(result: dict[str, Any]) -> None:
 def write_tables(folder: Path) -> None:
     """Writes FOLDER/table.md from every benchmark's JSON in it: aims first, then machines, tables and notes."""
     files = {name: folder / f"{name}.json" for name in NAMES}
-    results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    results = {name: _read(file) for name, file in files.items() if file.exists()}
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks`; what each number means: benchmarks/README.md.", ""]
     lines += _markdown(aims(results))
     for result in results.values():
@@ -55,6 +55,14 @@ def write_tables(folder: Path) -> None:
             lines += _markdown(table)
         lines += [f"- {note}" for note in result["notes"]] + [""]
     (folder / "table.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, remove it: {error}") from None
+    return result
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -227,11 +235,13 @@ def _machine(result: dict[str, Any]) -> list[str]:
     caches = ", ".join(f"{level} {size // 1024:,} KiB" for level, size in machine["caches"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     variables = " ".join(f"{key}={value}" for key, value in machine["environment"].items())
+    commit = f"; commit {machine['commit']}" if machine.get("commit") else ""
     several = settings.get("rounds", 1) > 1
     rounds = f", in each of {settings['rounds']} rounds of fresh processes" if several else ""
     return [
         f"`{' '.join(result['command'])}`, {result['started']}. {machine['cpu']}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; {variables}; load average "
-        f"before: {machine['load_average_before']}. Medians (minimum to maximum) of up to {settings['repeats']} "
-        f"repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of warm-up{rounds}."
+        f"before: {machine['load_average_before']}{commit}. Medians (minimum to maximum) of up to "
+        f"{settings['repeats']} repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of "
+        f"warm-up{rounds}."
     ]

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -29,9 +30,10 @@ class Settings:
     repeats: int = 5
     """Timed repeats."""
     seconds: float = 0.2
-    """A repeat makes as many passes as are expected to take this long, at least one."""
+    """A repeat makes as many passes as took this long at the end of the warm-up, at least one."""
     warm_up_seconds: float = 0.2
-    """Untimed passes before the repeats go on for this long; at least two are made."""
+    """Untimed passes before the repeats go on for this long at least, and until as many as a repeat has have taken as
+    long as a repeat shall; at least two are made."""
 
 
 def measure(
@@ -59,14 +61,19 @@ def measure(
     """
     wait = synchronize or (lambda: None)
     start = end = clock()
-    warm_up_passes, seconds_of_pass = 0, 0.0
-    while warm_up_passes < 2 or end - start < settings.warm_up_seconds:
+    passes, warm_up_passes = 1, 0
+    while True:
         begin = end
-        run()
+        for _ in range(passes):
+            run()
         wait()
         end = clock()
-        warm_up_passes, seconds_of_pass = warm_up_passes + 1, end - begin
-    passes = max(1, math.ceil(settings.seconds / max(seconds_of_pass, 1e-9)))
+        warm_up_passes += passes
+        # Not told from a single pass: waiting for the device takes longer than many a pass does.
+        enough = max(1, math.ceil(passes * settings.seconds / max(end - begin, 1e-9)))
+        if warm_up_passes >= 2 and end - start >= settings.warm_up_seconds and passes >= enough:
+            break
+        passes = enough
     seconds: list[float] = []
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     while len(seconds) < settings.repeats:
@@ -129,7 +136,7 @@ def hardware() -> dict[str, Any]:
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         gpus.append({"name": about.name, "memory_gb": round(about.total_memory / 2**30, 1)})
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()} | ({"CUDA": str(torch.version.cuda)} if gpus else {})
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -147,7 +154,19 @@ def hardware() -> dict[str, Any]:
         "versions": versions,
         "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(TUNING)},
         "load_average_before": round(os.getloadavg()[0], 2),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit that is measured, "+" if code was changed since; None without Git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/*.py"], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() + "+" * bool(changed)
 
 
 def _cpu_model() -> str:

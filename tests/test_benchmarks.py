@@ -59,10 +59,10 @@ class Clock:
 
 def test_measure_leaves_the_warm_up_out_and_gives_median_and_spread() -> None:
     # The first pass takes 50 s; then 1 s each. A repeat of 2 s is two passes: 2, 5, 3, 2.5 and 9 s.
-    clock = Clock([50, 1, *(1, 1), *(2, 3), *(1, 2), *(1, 1.5), *(4, 5)])
+    clock = Clock([50, 1, *(1, 1), *(1, 1), *(2, 3), *(1, 2), *(1, 1.5), *(4, 5)])
     found = measure(clock.run, 10, "things", Settings(5, 2.0, 0.1), clock=clock)
-    assert clock.runs == 12
-    assert found["warm_up"] == {"passes": 2, "seconds": 51}
+    assert clock.runs == 14
+    assert found["warm_up"] == {"passes": 4, "seconds": 53}
     assert found["seconds"] == {"median": 3, "min": 2, "max": 9, "all": [2, 5, 3, 2.5, 9]}
     assert (found["passes"], found["work"], found["unit"]) == (2, 20, "things")
     assert found["rate"] == {"median": 20 / 3, "min": 20 / 9, "max": 10}
@@ -84,10 +84,22 @@ def test_measure_waits_for_the_device_before_it_reads_the_clock() -> None:
     assert measure(clock.run, 1, "things", Settings(3, 0.0, 0.0), wait, clock)["seconds"]["all"] == [8, 8, 8]
 
 
+def test_a_repeat_is_as_long_as_asked_though_waiting_takes_longer_than_a_pass() -> None:
+    clock = Clock([1] * 1000)
+
+    def wait() -> None:
+        clock.now += 7
+
+    # A pass and the wait take 8 s, so that 40 s look like five passes, which take 12.
+    found = measure(clock.run, 1, "things", Settings(3, 40.0, 0.0), wait, clock)
+    assert found["seconds"]["min"] >= 40
+    assert found["seconds"]["max"] < 60
+
+
 def test_rounds_are_pooled_over_the_same_work() -> None:
     rounds = []
     for passes, durations in ((2, [2, 2, 6]), (1, [2, 5, 9])):
-        clock = Clock([0.5, 1 / passes, *(second / passes for second in durations for _ in range(passes))])
+        clock = Clock([*[1 / passes] * (passes + 1), *(second / passes for second in durations for _ in range(passes))])
         rounds.append(measure(clock.run, 10, "things", Settings(3, 1.0, 0.0), clock=clock))
     assert [(row["passes"], row["seconds"]["all"]) for row in rounds] == [(2, [2, 2, 6]), (1, [2, 5, 9])]
     pooled = pool(rounds)
