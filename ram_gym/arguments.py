@@ -119,7 +119,8 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         value = value.expand(num_envs).to(device, copy=True)
         return Checked(value, is_within(value, bound))
-    low, high = int(value.min()), int(value.max())
+    ends = torch.aminmax(value) if isinstance(value, torch.Tensor) else (value.min(), value.max())
+    low, high = map(int, ends)
     if low < 0 or high >= bound:
         raise ValueError(f"{name} must lie in [0, {bound}), got {low} to {high}")
     if isinstance(value, np.ndarray):

@@ -50,10 +50,13 @@ def patch_origins(pixels: Array, side: int) -> Array:
     Returns:
         int64 (..., 2), (x, y) of the top-left pixel; negative or past the edge where the square leaves the canvas.
     """
-    return patch_centres(pixels, side) - side // 2
+    return array_namespace(pixels).astype(patch_centres(pixels, side), array_namespace(pixels).int64) - side // 2
 
 
 def patch_centres(pixels: Array, side: int) -> Array:
-    """The pixels on which, or at whose top-left corner, the squares of `patch_origins` are centred. int64 (..., 2)."""
+    """The pixels on which, or at whose top-left corner, the squares of `patch_origins` are centred.
+
+    Whole numbers, float32 (..., 2).
+    """
     xp = array_namespace(pixels)
-    return xp.astype(xp.round(pixels) if side % 2 == 0 else xp.floor(pixels), xp.int64)
+    return xp.round(pixels) if side % 2 == 0 else xp.floor(pixels)

@@ -174,11 +174,9 @@ class _Constants(NamedTuple):
     """Whether some patch has an even side in canvas pixels, and whether some has an odd one."""
     is_even: Array
     """bool (K, 1), whether a scale's patches have even sides."""
-    lanes: Array
-    """(N, 1, 1), where each pyramid begins, were all of them one table (N * C * L,)."""
-    offsets: Array
-    """(K, C * P), from where pixel y * row + x would lie, to the first value of each row of the patch that is
-    centred on it."""
+    starts: Array
+    """(N, K, C * P), the first value of each row of the patch that is centred on pixel (0, 0), were all pyramids one
+    table (N * C * L,)."""
     steps: Array
     """(K, 1, P), from there to each value of the row."""
     divisors: Array
@@ -201,12 +199,12 @@ def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, wher
         (level.origin - config.patch_side(scale) // 2 * (row + 1) + channel + step * level.block).ravel()
         for scale, level in enumerate(levels)
     ]
+    lanes = channels * length * np.arange(num)[:, None, None]
     return _Constants(
         any(is_even),
         not all(is_even),
         xp.asarray(is_even, device=where)[:, None],
-        xp.asarray(channels * length * np.arange(num)[:, None, None], dtype=integer, device=where),
-        xp.asarray(np.stack(offsets), dtype=integer, device=where),
+        xp.asarray(lanes + np.stack(offsets), dtype=integer, device=where),
         xp.asarray(blocks[:, None, None] * np.arange(config.patch_size), dtype=integer, device=where),
         # Divided by an array, not by a number: some devices turn the latter into a rounded reciprocal.
         xp.asarray(255.0 * blocks[:, None, None] ** 2, dtype=xp.float32, device=where),
@@ -249,18 +247,17 @@ def _look(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
         centres = xp.where(known.is_even, patch_centres(pixels, 2), patch_centres(pixels, 1))  # (N, K, 2)
     else:
         centres = patch_centres(pixels, 2 if known.has_even_sides else 1)
-    centres = xp.astype(centres, known.lanes.dtype)
-    starts = (centres[..., 1:] * row + centres[..., :1] + known.lanes) + known.offsets  # (N, K, C * P)
+    centres = xp.astype(centres, known.starts.dtype)
+    starts = (centres[..., 1:] * row + centres[..., :1]) + known.starts  # (N, K, C * P)
     glimpses = xp.empty((num, len(levels), channels * side, side), dtype=xp.float32, device=where)
     table = pyramid.reshape(-1)
     if num >= RUNS_FROM and levels[-1].block * table.itemsize < CACHE_LINE:
         for scale, (block, _) in enumerate(levels):
             runs = _runs(table, starts[:, scale].reshape(-1), (side - 1) * block + 1)
-            glimpses[:, scale] = runs.reshape(num, channels * side, -1)[..., ::block]
+            _divide(runs.reshape(num, channels * side, -1)[..., ::block], known.divisors[scale], glimpses[:, scale])
     elif num:
         places = starts[..., None] + known.steps  # (N, K, C * P, P)
-        glimpses[...] = _look_up(table, places.reshape(num, -1)).reshape(glimpses.shape)
-    glimpses /= known.divisors
+        _divide(_look_up(table, places.reshape(num, -1)).reshape(glimpses.shape), known.divisors, glimpses)
     return glimpses.reshape(num, len(levels) * channels, side, side)
 
 
@@ -337,6 +334,16 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
         sums: np.ndarray = np.ndarray((channels, side, side), pyramid.dtype, pyramid, start, strides)
         np.divide(sums, 255 * block**2, out=glimpse[scale], dtype=np.float32, casting="same_kind")
     return glimpse.reshape(-1, side, side)
+
+
+def _divide(sums: Array, divisors: Array, out: Array) -> None:
+    """Quotients in float32, whatever integers the sums are."""
+    if is_torch_array(sums):
+        import torch
+
+        torch.div(sums, divisors, out=out)
+    else:
+        np.divide(sums, divisors, out=out, dtype=np.float32, casting="same_kind")
 
 
 def _look_up(table: Array, places: Array) -> Array:

@@ -152,7 +152,6 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     # Under torch.inference_mode() too, the state stays made of plain tensors that later steps may write to.
     @torch.inference_mode(False)
-    @torch.no_grad()
     def reset(
         self, *, seed: int | Any | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,7 +193,6 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         return self._observe(), {}
 
     @torch.inference_mode(False)
-    @torch.no_grad()
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Every lane looks, answers or (NEXT_STEP) begins its next episode. See the class for what comes back."""
         mode = self.autoreset_mode
@@ -217,9 +215,10 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         info: dict[str, Any] = {}
         if num_answering:
             self._prediction = torch.where(terminated, label, self._prediction)
-            is_success = terminated & (label == self._labels[self._index])
+            answer = self._labels[self._index]
+            is_success = terminated & (label == answer)
             reward = is_success.to(torch.float32)
-            info = self._final_info(terminated, is_success)
+            info = self._final_info(terminated, answer, is_success)
         if mode == AutoresetMode.SAME_STEP and num_answering:
             info = {
                 "final_obs": self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()}),
@@ -344,11 +343,15 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
 
     def _observe(self) -> dict[str, Any]:
-        return self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()})
+        # A glimpse that the next step will replace is handed over as it is. One is asked for again where a lane
+        # answers next.
+        is_kept = self.render_mode is not None or np.any(self._num_steps == self.config.num_glimpses - 1)
+        glimpse = self._glimpse.clone() if is_kept else self._glimpse
+        return self._convert({"glimpse": glimpse, "location": self._location.clone()})
 
-    def _final_info(self, terminated: Tensor, is_success: Tensor) -> dict[str, Any]:
+    def _final_info(self, terminated: Tensor, answer: Tensor, is_success: Tensor) -> dict[str, Any]:
         values = {
-            "label": torch.where(terminated, self._labels[self._index], 0),
+            "label": torch.where(terminated, answer, 0),
             "prediction": torch.where(terminated, self._prediction, 0),
             "is_success": is_success,
             "index": torch.where(terminated, self._index, 0),

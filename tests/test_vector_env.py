@@ -133,6 +133,37 @@ def test_options_choose_scene_and_location_per_lane_or_for_all(small_images: tup
     assert torch.equal(envs.canvases[0], kept[0])
 
 
+@pytest.mark.parametrize("num_glimpses", [1, 2, 3])
+@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_what_callers_do_to_observations_changes_nothing(
+    small_images: tuple, mode: AutoresetMode, output: str, render_mode: str | None, num_glimpses: int
+) -> None:
+    fields = {"autoreset_mode": mode, "output": output, "render_mode": render_mode, "num_glimpses": num_glimpses}
+    careful, careless = (make(small_images, **fields) for _ in range(2))
+    rng = np.random.default_rng(0)
+    outcomes: list[Any] = [(careful.reset(seed=3), careless.reset(seed=3))]
+    for count in range(12):
+        if mode == AutoresetMode.DISABLED and careful._is_over.any():
+            options = {"reset_mask": careful._is_over.copy()}
+            outcomes.append((careful.reset(options=options), careless.reset(options=options)))
+        elif count in (1, 4):  # from there on lanes are not in step
+            options = {"reset_mask": np.arange(NUM_ENVS) % 3 == 0}
+            outcomes.append((careful.reset(options=options), careless.reset(options=options)))
+        else:
+            action = random_actions(rng)
+            outcomes.append((careful.step(action), careless.step(action)))
+        ours, theirs = outcomes[-1]
+        for observation in (theirs[0], theirs[-1].get("final_obs")):
+            for key, value in (observation or {}).items():
+                observation[key] = value.clone() if output == "torch" else value.copy()
+                value[...] = 9
+        np.testing.assert_equal(list(map(to_numpy, ours)), list(map(to_numpy, theirs)))
+        if render_mode:
+            np.testing.assert_equal(careful.render(), careless.render())
+
+
 def test_what_is_handed_out_is_not_shared(small_images: tuple) -> None:
     for output in ("numpy", "torch"):
         envs, untouched = (make(small_images, output=output, autoreset_mode="SameStep") for _ in range(2))
