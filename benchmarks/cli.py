@@ -70,7 +70,7 @@ class Options:
     repeats: int = 5
     """Timed repeats, of which the median and the spread are told."""
     seconds: float = 0.2
-    """How long a repeat takes at least, and the warm-up before them."""
+    """How long a repeat takes, about, and at least the warm-up before them."""
     rounds: int = 1
     """How often stepping, training and growth are measured, in fresh processes each time; medians are over the repeats
     of all rounds."""
@@ -86,7 +86,7 @@ class Options:
             if seconds is not None and not 0 < seconds < math.inf:
                 raise ValueError(f"{name} must be above 0, got {seconds}")
         for device in self.device:
-            if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+            if re.fullmatch(r"cpu|cuda(:(0|[1-9]\d*))?", device) is None:
                 raise ValueError(f"device must be cpu, cuda or cuda:NUMBER, got {device!r}")
         if self.in_process and self.rounds > 1:
             raise ValueError(f"rounds are of fresh processes: with in_process they must be 1, got {self.rounds}")

@@ -60,6 +60,8 @@ def write_tables(folder: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(file.read_text())
+        if not isinstance(result, dict) or "rows" not in result:
+            raise ValueError("it has no rows")
     except ValueError as error:
         raise ValueError(f"{file} is damaged, remove it: {error}") from None
     return result
@@ -242,6 +244,6 @@ def _machine(result: dict[str, Any]) -> list[str]:
         f"`{' '.join(result['command'])}`, {result['started']}. {machine['cpu']}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gb']} GiB of memory, {gpus}; {versions}; {variables}; load average "
         f"before: {machine['load_average_before']}{commit}. Medians (minimum to maximum) of up to "
-        f"{settings['repeats']} repeats of at least {settings['seconds']} s, after {settings['warm_up_seconds']} s of "
+        f"{settings['repeats']} repeats of about {settings['seconds']} s, after {settings['warm_up_seconds']} s of "
         f"warm-up{rounds}."
     ]

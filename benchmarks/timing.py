@@ -18,6 +18,8 @@ from typing import Any
 PACKAGES = ("torch", "numpy", "gymnasium", "torchvision", "ap_gym")
 TUNING = ("GOMP_", "KMP_", "OMP_", "MALLOC_", "GLIBC_TUNABLES", "PYTORCH_", "TORCH_", "LD_PRELOAD")
 """Environment variables that change how fast things are; results name those that were set."""
+MOST_GROWTH = 10
+"""A warm-up goes on with this many times as many passes at most: one that was quick by chance tells little."""
 LEAST_REPEATS = 3
 LONGEST_SECONDS = 20.0
 """A measurement whose repeats take longer than this in all stops at LEAST_REPEATS of them."""
@@ -30,7 +32,8 @@ class Settings:
     repeats: int = 5
     """Timed repeats."""
     seconds: float = 0.2
-    """A repeat makes as many passes as took this long at the end of the warm-up, at least one."""
+    """A repeat makes as many passes as took this long at the end of the warm-up, at least one; so it takes about as
+    long."""
     warm_up_seconds: float = 0.2
     """Untimed passes before the repeats go on for this long at least, and until as many as a repeat has have taken as
     long as a repeat shall; at least two are made."""
@@ -73,7 +76,7 @@ def measure(
         enough = max(1, math.ceil(passes * settings.seconds / max(end - begin, 1e-9)))
         if warm_up_passes >= 2 and end - start >= settings.warm_up_seconds and passes >= enough:
             break
-        passes = enough
+        passes = min(enough, MOST_GROWTH * passes)
     seconds: list[float] = []
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     while len(seconds) < settings.repeats:

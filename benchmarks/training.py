@@ -37,21 +37,22 @@ def _config(case: Case, plan: Plan) -> RamConfig:
     return dataclasses.replace(config, precision=precision, cuda_graph="graph" in words)
 
 
+def _update(trainer: Trainer) -> None:
+    """An update; passes follow each other without validation."""
+    if trainer.update_in_epoch == trainer.updates_per_epoch:
+        trainer.epoch, trainer.update_in_epoch = trainer.epoch + 1, 0
+    trainer.update()
+
+
 def native(case: Case, plan: Plan) -> dict[str, Any]:
     """Images a second that the native agent learns from, one rollout each.
 
     Variants: "bfloat16", with that precision; "graph", with the update as one CUDA graph; or both.
     """
     trainer = Trainer(_config(case, plan))
-
-    def update() -> None:
-        if trainer.update_in_epoch == trainer.updates_per_epoch:
-            trainer.epoch, trainer.update_in_epoch = trainer.epoch + 1, 0  # the next pass, without its validation
-        trainer.update()
-
     for _ in range(UPDATES_BEFORE):
-        update()
-    return measure(update, case.batch, "images", plan.settings, synchronizer(case.device))
+        _update(trainer)
+    return measure(lambda: _update(trainer), case.batch, "images", plan.settings, synchronizer(case.device))
 
 
 def plain(case: Case, plan: Plan) -> dict[str, Any]:
@@ -91,14 +92,13 @@ def profile(case: Case, plan: Plan) -> dict[str, Any]:
     trainer = Trainer(_config(case, plan))
     wait = synchronizer(case.device) or (lambda: None)
     for _ in range(UPDATES_BEFORE):
-        trainer.update()
+        _update(trainer)
     wait()
     is_gpu = case.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
-    updates = min(PROFILED_UPDATES, trainer.updates_per_epoch - trainer.update_in_epoch)
     with record(activities=activities) as recorded:
-        for _ in range(updates):
-            trainer.update()
+        for _ in range(PROFILED_UPDATES):
+            _update(trainer)
         wait()
     times = [
         (event.key, event.count, event.self_device_time_total if is_gpu else event.self_cpu_time_total)
@@ -108,7 +108,12 @@ def profile(case: Case, plan: Plan) -> dict[str, Any]:
     total = max(sum(time for _, _, time in times), 1e-9)
     times.sort(key=lambda entry: -entry[2])
     operations = [
-        {"name": name, "calls": calls / updates, "milliseconds": time / 1000 / updates, "share": time / total}
+        {
+            "name": name,
+            "calls": calls / PROFILED_UPDATES,
+            "milliseconds": time / 1000 / PROFILED_UPDATES,
+            "share": time / total,
+        }
         for name, calls, time in times[:PROFILED_OPERATIONS]
     ]
-    return {"updates": updates, "operations": operations}
+    return {"updates": PROFILED_UPDATES, "operations": operations}

@@ -187,7 +187,7 @@ MOST_FOR_INT32 = 2**31 - 1
 """Places are 32-bit numbers where these can count them: half as many bytes to write and to read again."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _constants(config: GlimpseConfig, shape: tuple[int, int, int], xp: Any, where: Any) -> _Constants:
     num, channels, length = shape
     integer = xp.int32 if num * channels * length <= MOST_FOR_INT32 else xp.int64

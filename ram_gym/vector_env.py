@@ -343,8 +343,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
 
     def _observe(self) -> dict[str, Any]:
-        # A glimpse that the next step will replace is handed over as it is. One is asked for again where a lane
-        # answers next.
+        # Handed over uncopied, unless it is read again: by the next step, where a lane answers then, or by `render`.
         is_kept = self.render_mode is not None or np.any(self._num_steps == self.config.num_glimpses - 1)
         glimpse = self._glimpse.clone() if is_kept else self._glimpse
         return self._convert({"glimpse": glimpse, "location": self._location.clone()})

@@ -84,6 +84,12 @@ def test_measure_waits_for_the_device_before_it_reads_the_clock() -> None:
     assert measure(clock.run, 1, "things", Settings(3, 0.0, 0.0), wait, clock)["seconds"]["all"] == [8, 8, 8]
 
 
+def test_a_pass_that_is_quick_by_chance_does_not_make_the_warm_up_long() -> None:
+    clock = Clock([1e-6] + [1] * 1000)
+    found = measure(clock.run, 1, "things", Settings(3, 2.0, 0.0), clock=clock)
+    assert (found["warm_up"]["passes"], found["passes"]) == (1 + 10, 10)
+
+
 def test_a_repeat_is_as_long_as_asked_though_waiting_takes_longer_than_a_pass() -> None:
     clock = Clock([1] * 1000)
 
@@ -216,6 +222,13 @@ def test_page_faults_are_drawn_only_beside_a_cpu(results: tuple[Path, dict[str, 
     for result in (growth, on_gpu):
         heights.append({Image.open(file).height for file in plot_growth(result, tmp_path)})
     assert heights == [{660}, {495}]
+
+
+def test_a_profile_goes_through_as_many_passes_as_it_needs(tmp_path: Path) -> None:
+    # digits: 1,080 training images, two updates a pass.
+    (row,) = run(tmp_path, "profile", "--batch", "512")["rows"]
+    assert row["updates"] == 5
+    assert sum(operation["share"] for operation in row["operations"]) > 0.9
 
 
 def test_profile_names_the_operations(results: tuple[Path, dict[str, Any]]) -> None:

@@ -184,6 +184,9 @@ def test_what_is_handed_out_is_not_shared(small_images: tuple) -> None:
                 assert len({id(mask) for mask in (ours[2], *masks.values())}) == 3
                 ours[2][...] = False
                 assert masks["_final_obs"].any()
+                final = ours[4]["final_info"]
+                final["_label"][...] = False
+                assert all(final[key].any() for key in final if key.startswith("_") and key != "_label")
             handed += [ours[0], {"reward": ours[1], "terminated": ours[2], "truncated": ours[3]}, actions]
             for values in handed:
                 for value in values.values():
@@ -359,6 +362,18 @@ def test_arrays_of_every_kind_are_taken(small_images: tuple) -> None:
         np.testing.assert_array_equal(glimpse, seen[0])
     huge, _ = make(small_images).reset(seed=0, options={"location": (1e300, -1e300)})
     assert huge["location"].tolist() == [[1, -1]] * 5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nothing_handed_out_has_a_gradient(small_images: tuple, device: str) -> None:
+    envs = make(small_images, output="torch", device=device)
+    location = torch.zeros(5, 2, device=device, requires_grad=True)
+    observation, _ = envs.reset(seed=0, options={"location": location})
+    for _ in range(4):
+        assert not any(value.requires_grad for value in observation.values())
+        action = {"location": location * 0.5, "label": torch.zeros(5, dtype=torch.int64, device=device)}
+        observation, reward, *_ = envs.step(action)
+        assert not reward.requires_grad
 
 
 def test_seeds_that_are_not_given_are_drawn_once_all_else_is_right(small_images: tuple) -> None:
