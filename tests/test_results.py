@@ -177,7 +177,7 @@ def test_precisions_are_quoted_as_they_were_measured(task: str) -> None:
         settings.add(repr({**config.to_dict(), "precision": "", "seed": 0}))
     assert len(settings) == 1
     for precision, found in errors.items():
-        assert len(found) == 3
+        assert len(found) == len(errors["float32"]) >= 3
         listed = ", ".join(f"{error:.2f}" for error in found)
         mean, deviation = statistics.mean(found), statistics.stdev(found)
         assert f"| {task} | {precision} | {listed} | {mean:.2f} | {deviation:.2f} |" in TEXT
