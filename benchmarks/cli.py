@@ -285,12 +285,9 @@ def main(arguments: list[str]) -> None:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except FailedError as error:
+    except (FailedError, ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise SystemExit(1) from None
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, FailedError) else 2) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         raise SystemExit(130) from None

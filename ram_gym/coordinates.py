@@ -50,7 +50,8 @@ def patch_origins(pixels: Array, side: int) -> Array:
     Returns:
         int64 (..., 2), (x, y) of the top-left pixel; negative or past the edge where the square leaves the canvas.
     """
-    return array_namespace(pixels).astype(patch_centres(pixels, side), array_namespace(pixels).int64) - side // 2
+    xp = array_namespace(pixels)
+    return xp.astype(patch_centres(pixels, side), xp.int64) - side // 2
 
 
 def patch_centres(pixels: Array, side: int) -> Array:

@@ -1,3 +1,8 @@
+"""Wrappers, each above single and vector environments.
+
+Longer than other files here: all go through the same small environment and its played episodes.
+"""
+
 from __future__ import annotations
 
 import pickle
