@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ram_gym.coordinates import as_numpy, clip_locations
+from ram_gym.coordinates import as_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -102,11 +102,12 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
 
     expected = f"an integer or integers ({num_envs},)"
     if isinstance(value, torch.Tensor):
+        value = _towards(value, device)
         is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
         shape = tuple(value.shape)
     else:
         try:
-            value = np.array(value)
+            value = np.asarray(value)
         except ValueError as error:
             raise ValueError(f"{name} must be {expected}: {error}") from None
         is_integer, shape = value.dtype.kind in "iu", value.shape
@@ -114,18 +115,16 @@ def check_integers(name: str, value: Any, bound: int, num_envs: int, device: tor
             raise ValueError(f"{name} must lie in [0, {bound}), got {min(value.flat)} to {max(value.flat)}")
     if not is_integer or shape not in ((), (num_envs,)):
         raise ValueError(f"{name} must be {expected}, got {value.dtype} of shape {shape}")
-    if isinstance(value, torch.Tensor):
-        value = _towards(value, device).to(torch.int64)
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-        value = value.expand(num_envs).to(device, copy=True)
+        value = value.to(torch.int64).expand(num_envs).to(device, copy=True)
         return Checked(value, is_within(value, bound))
-    ends = torch.aminmax(value) if isinstance(value, torch.Tensor) else (value.min(), value.max())
-    low, high = map(int, ends)
+    given: np.ndarray = as_numpy(value)
+    low, high = int(given.min()), int(given.max())
     if low < 0 or high >= bound:
         raise ValueError(f"{name} must lie in [0, {bound}), got {low} to {high}")
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.atleast_1d(value.astype(np.int64)))
-    return Checked(value.expand(num_envs).to(device, copy=True), None)
+    numbers = np.empty(num_envs, np.int64)
+    numbers[...] = given
+    return Checked(torch.from_numpy(numbers).to(device), None)
 
 
 def _towards(value: Tensor, device: torch.device) -> Tensor:
@@ -162,27 +161,26 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
     """
     import torch
 
+    numbers: np.ndarray | None = None  # where they are on the host
     if isinstance(value, torch.Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value.dtype}")
-        locations = value = _towards(value, device)
+        locations = _towards(value, device)
+        if locations.dtype == torch.bfloat16 or not locations.is_floating_point():
+            locations = locations.to(torch.float32)
+        if locations.device.type == "cpu":
+            numbers = locations.numpy(force=True)
     else:
         numbers = _numbers(name, value)
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
         # A copy in the machine's own byte order, forwards.
         precise = np.array(numbers, np.float32 if numbers.dtype == np.float32 else np.float64)
         locations = torch.from_numpy(precise)
     if tuple(locations.shape) not in shapes:
         raise ValueError(f"{name} must have shape {shapes[-1]}, got {tuple(locations.shape)}")
-    if not locations.is_floating_point():
-        locations = locations.to(torch.float32)
     is_finite = None
-    if isinstance(value, torch.Tensor) and value.device.type == "cpu":
-        low, high = torch.aminmax(locations)  # NaN where any of them is
-        if not math.isfinite(low) or not math.isfinite(high):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    elif isinstance(value, torch.Tensor):
+    if numbers is None:
         is_finite = locations.abs() < math.inf  # two operations, where isfinite() takes four
         locations = torch.where(is_finite, locations, 0.0)
-    return Checked(clip_locations(locations).to(device, torch.float32), is_finite)
+    elif np.count_nonzero(np.isfinite(numbers)) < numbers.size:  # of few numbers NumPy tells sooner than PyTorch
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return Checked(locations.clamp(-1.0, 1.0).to(device, torch.float32), is_finite)

@@ -59,5 +59,4 @@ def patch_centres(pixels: Array, side: int) -> Array:
 
     Whole numbers, float32 (..., 2).
     """
-    xp = array_namespace(pixels)
-    return xp.round(pixels) if side % 2 == 0 else xp.floor(pixels)
+    return pixels.round() if side % 2 == 0 else array_namespace(pixels).floor(pixels)

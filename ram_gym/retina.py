@@ -228,7 +228,10 @@ def sense(pyramid: Array, locations: Array, config: GlimpseConfig) -> Array:
 
         return kernels.sense(pyramid, locations, side, scales, config.scale_factor)
     num, channels = pyramid.shape[:2]
-    parts = blocks(num, channels * scales * side**2, VALUES_AT_ONCE, pyramid)
+    row_size = channels * scales * side**2
+    if num * row_size <= VALUES_AT_ONCE:
+        return _look(pyramid, locations, config)
+    parts = blocks(num, row_size, VALUES_AT_ONCE, pyramid)
     return _by_blocks(lambda sums, where: _look(sums, where, config), parts, pyramid, locations)
 
 
@@ -339,9 +342,7 @@ def sense_one(pyramid: np.ndarray, location: np.ndarray, config: GlimpseConfig) 
 def _divide(sums: Array, divisors: Array, out: Array) -> None:
     """Quotients in float32, whatever integers the sums are."""
     if is_torch_array(sums):
-        import torch
-
-        torch.div(sums, divisors, out=out)
+        out.copy_(sums).div_(divisors)
     else:
         np.divide(sums, divisors, out=out, dtype=np.float32, casting="same_kind")
 

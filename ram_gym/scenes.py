@@ -140,6 +140,11 @@ class Placement(NamedTuple):
     """(N, J, 2), (x, y) of the piece's top-left pixel on the canvas."""
 
 
+def are_images(image_shape: tuple[int, ...], config: GlimpseConfig) -> bool:
+    """Whether a scene is an image and nothing else: there is no clutter, and one place where it fits, (0, 0)."""
+    return not config.num_clutter and image_shape[2] == image_shape[3] == config.canvas_size
+
+
 @_in_numpy_if_few
 def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: GlimpseConfig) -> Placement:
     """Draws the places of digits and clutter, each uniform over all places that fit, edges included.
@@ -153,7 +158,7 @@ def place(indices: Array, keys: Array, image_shape: tuple[int, ...], config: Gli
     num_images, _, height, width = image_shape
     size, piece, num = config.canvas_size, config.clutter_size, config.num_clutter
     xp = array_namespace(keys)
-    if not num and height == width == size:  # one place fits, (0, 0)
+    if are_images(image_shape, config):
         none = xp.zeros((keys.shape[0], 0, 2), dtype=xp.int64, device=device(keys))
         return Placement(xp.zeros((keys.shape[0], 2), dtype=xp.int64, device=device(keys)), none[..., 0], none, none)
     draws = [DIGIT, DIGIT + 1]
@@ -206,7 +211,7 @@ def compose(
     num, size, piece = indices.shape[0], config.canvas_size, config.clutter_size
     channels, height, width = images.shape[1:]
     digits = _take(images, indices)  # (N, C, H, W)
-    if not config.num_clutter and height == width == size:
+    if are_images(images.shape, config):
         if out is None:
             return digits
         out[..., :size] = digits

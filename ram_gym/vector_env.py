@@ -28,7 +28,17 @@ from ram_gym.arguments import (
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import PIXELS_AT_ONCE, blocks, canvases_of, new_pyramid, new_scratch, pixel_rows, sense, sum_boxes
+from ram_gym.retina import (
+    PIXELS_AT_ONCE,
+    blocks,
+    build_pyramid,
+    canvases_of,
+    new_pyramid,
+    new_scratch,
+    pixel_rows,
+    sense,
+    sum_boxes,
+)
 
 Output = Literal["numpy", "torch"]
 
@@ -128,8 +138,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.num_classes = data.num_classes
         self.num_images, self.num_channels = data.images.shape[:2]
-        # torch.tensor copies: the shared images stay read-only.
+        self._image_shape = data.images.shape
+        # What scenes are made of; torch.tensor copies, the shared images stay read-only. Where scenes are images and
+        # nothing else, their pyramids: not of several scales, which would take many times the room.
         self._images = torch.tensor(data.images, device=self.device)
+        self._has_pyramids = scenes.are_images(self._image_shape, self.config) and self.config.num_scales == 1
+        if self._has_pyramids:
+            self._images = build_pyramid(self._images, self.config)
         self._labels = torch.tensor(data.labels, device=self.device)
         # Known on the host, so that no step waits for the device: how far each lane's episode is.
         self._num_steps = np.zeros(num_envs, np.int64)
@@ -215,7 +230,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         info: dict[str, Any] = {}
         if num_answering:
             self._prediction = torch.where(terminated, label, self._prediction)
-            answer = self._labels[self._index]
+            answer = self.labels
             is_success = terminated & (label == answer)
             reward = is_success.to(torch.float32)
             info = self._final_info(terminated, answer, is_success)
@@ -271,14 +286,14 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def labels(self) -> Tensor:
         """The hidden scenes' right labels, int64 (N,)."""
         self._require_episode()
-        return self._labels[self._index]
+        return self._labels.index_select(0, self._index)
 
     @property
     def digit_locations(self) -> Tensor:
         """The hidden locations of the images' centres on the canvas, float32 (N, 2)."""
         self._require_episode()
         assert self._placement is not None
-        return scenes.digit_locations(self._placement, tuple(self._images.shape), self.config)
+        return scenes.digit_locations(self._placement, self._image_shape, self.config)
 
     # ---------------------------------------------------------------------------------------------------- the episodes
 
@@ -299,11 +314,12 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         else:
             new_seed = drawn_seed if fixed is None else torch.full_like(new_index, fixed)
         scene = scenes.scene_keys(new_index, new_seed, self.config.split)
-        placement = scenes.place(new_index, scene, tuple(self._images.shape), self.config)
+        placement = scenes.place(new_index, scene, self._image_shape, self.config)
         new_location = scenes.first_locations(scene) if location is None else location[lanes]
         if isinstance(lanes, slice):
             self._placement, self._pyramid = placement, self._compose(new_index, placement, self._pyramid)
             self._index, self._scene_seed, self._location = new_index, new_seed, new_location
+            self._num_episodes += 1
         else:
             assert self._placement is not None
             assert self._pyramid is not None
@@ -314,7 +330,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             self._index = self._index.index_copy(0, lanes, new_index)
             self._scene_seed = self._scene_seed.index_copy(0, lanes, new_seed)
             self._location = self._location.index_copy(0, lanes, new_location)
-        self._num_episodes[lanes] += 1
+            self._num_episodes[lanes] += 1
         host_lanes = slice(None) if mask is None else mask
         self._num_steps[host_lanes] = 0
         self._is_over[host_lanes] = False
@@ -322,6 +338,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     def _compose(self, index: Tensor, placement: scenes.Placement, pyramid: Tensor | None = None) -> Tensor:
         """The scenes' pyramids, written over `pyramid` where given."""
+        if self._has_pyramids:
+            return torch.index_select(self._images, 0, index, out=pyramid)
         if pyramid is None:
             pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
         pixels = self.num_channels * self.config.canvas_size**2
@@ -344,7 +362,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
     def _observe(self) -> dict[str, Any]:
         # Handed over uncopied, unless it is read again: by the next step, where a lane answers then, or by `render`.
-        is_kept = self.render_mode is not None or np.any(self._num_steps == self.config.num_glimpses - 1)
+        is_kept = self.render_mode is not None or np.count_nonzero(self._num_steps == self.config.num_glimpses - 1)
         glimpse = self._glimpse.clone() if is_kept else self._glimpse
         return self._convert({"glimpse": glimpse, "location": self._location.clone()})
 
@@ -357,7 +375,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             "scene_seed": torch.where(terminated, self._scene_seed, 0),
         }
         info = {}
-        masks = self._convert(terminated.repeat(len(values), 1))
+        masks = self._convert(torch.stack([terminated] * len(values)))
         for (key, value), mask in zip(values.items(), masks, strict=True):
             info[key], info[f"_{key}"] = self._convert(value), mask
         return info
