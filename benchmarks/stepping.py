@@ -126,7 +126,8 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
     return {**found, "bytes_of_step": read + write}
 
 
-# The two places that know the inside of ram_gym: what the environment does when an episode begins, and when it looks.
+# The two places that know the inside of ram_gym: what the environment does when an episode begins (unless scenes are
+# images and nothing else: a CPU then copies what it made of each image once), and when it looks.
 
 
 def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:

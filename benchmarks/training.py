@@ -30,7 +30,7 @@ def _config(case: Case, plan: Plan) -> RamConfig:
         device=case.device,
         rollouts=1,
         batch_size=case.batch,
-        distorted_copies=0,  # made before training begins; what an update costs does not depend on them
+        distorted_copies=0,  # made before training begins; an update reads as many images with and without them
     )
     words = case.variant.split()
     precision = "bfloat16" if "bfloat16" in words else config.precision

@@ -139,12 +139,19 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self.num_classes = data.num_classes
         self.num_images, self.num_channels = data.images.shape[:2]
         self._image_shape = data.images.shape
-        # What scenes are made of; torch.tensor copies, the shared images stay read-only. Where scenes are images and
-        # nothing else, their pyramids: not of several scales, which would take many times the room.
-        self._images = torch.tensor(data.images, device=self.device)
-        self._has_pyramids = scenes.are_images(self._image_shape, self.config) and self.config.num_scales == 1
-        if self._has_pyramids:
-            self._images = build_pyramid(self._images, self.config)
+        # What scenes are made of, copied, since images are shared. Where scenes are images and nothing else, a CPU has
+        # less to do with their pyramids; these take twice the room, more with several scales or large patches.
+        self._has_pyramids = (
+            self.device.type == "cpu"
+            and self.config.num_scales == 1
+            and 2 * self.config.patch_size <= self.config.canvas_size
+            and scenes.are_images(self._image_shape, self.config)
+        )
+        self._images = (
+            torch.from_numpy(build_pyramid(data.images, self.config))
+            if self._has_pyramids
+            else torch.tensor(data.images, device=self.device)
+        )
         self._labels = torch.tensor(data.labels, device=self.device)
         # Known on the host, so that no step waits for the device: how far each lane's episode is.
         self._num_steps = np.zeros(num_envs, np.int64)

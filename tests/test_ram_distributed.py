@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +73,27 @@ def run_updates(config: RamConfig, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def work(rank: int, port: int, path: Path) -> None:
-    """What each of two processes does."""
+def join(rank: int, size: int, port: int, device: str = "cpu") -> AbstractContextManager[Ranks]:
+    """The ranks, as torchrun's variables would tell of them."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
     os.environ["LOCAL_RANK"] = str(rank)
-    with join_ranks("cpu") as ranks:
+    return join_ranks(device)
+
+
+def start(function: Callable[..., None], size: int, *arguments: Any) -> None:
+    """Runs function(rank, size, port, *arguments) in `size` processes and waits for them."""
+    multiprocessing.start_processes(function, (size, free_port(), *arguments), nprocs=size, start_method="spawn")
+
+
+def work(rank: int, size: int, port: int, path: Path) -> None:
+    """What each of two processes does."""
+    with join(rank, size, port) as ranks:
         found: dict[str, Any] = {name: run_updates(digits(**more), ranks) for name, more in VARIANTS.items()}
         found["wide"] = run_updates(digits(**WIDE), ranks)
         train(digits(**VARIANTS["rollouts"]), RunFolder(path / "by two"), ranks=ranks)
-        stop_after(RunFolder(path / "two, then one"), ranks)
+        stop_after(RunFolder(path / "two, then one"), digits(), ranks)
+        stop_after(RunFolder(path / "two, then four"), digits(**VARIANTS["rollouts"]), ranks)
         train(digits(), RunFolder(path / "one, then two"), resume=True, ranks=ranks)
         found["any"] = ranks.any(rank == 1, False, True)
         found["by first"] = ranks.by_first(lambda: 0.1 if rank == 0 else 0.2)
@@ -98,9 +111,18 @@ def work(rank: int, port: int, path: Path) -> None:
         torch.save(found, path / f"{rank}.pt")
 
 
-def stop_after(folder: RunFolder, ranks: Ranks = ALONE) -> None:
+def resume(rank: int, size: int, port: int, path: Path, config: RamConfig) -> None:
+    with join(rank, size, port) as ranks:
+        train(config, RunFolder(path), resume=True, ranks=ranks)
+
+
+def update_on_gpus(rank: int, size: int, port: int, path: Path) -> None:
+    with join(rank, size, port, "cuda") as ranks:
+        torch.save(run_updates(digits(device="cuda"), ranks), path / f"{rank}.pt")
+
+
+def stop_after(folder: RunFolder, config: RamConfig, ranks: Ranks = ALONE) -> None:
     """A run that ends in the middle of its second pass, as a Ctrl-C would end it."""
-    config = digits()
     if ranks.rank == 0:
         folder.create("ram", config.to_dict(), ranks=ranks.size)
     trainer = Trainer(config, folder, ranks)
@@ -122,8 +144,8 @@ def free_port() -> int:
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """What two ranks found, and the folder that their runs are in."""
     path = tmp_path_factory.mktemp("ranks")
-    stop_after(RunFolder(path / "one, then two"))
-    multiprocessing.start_processes(work, (free_port(), path), nprocs=2, start_method="spawn")
+    stop_after(RunFolder(path / "one, then two"), digits())
+    start(work, 2, path)
     return path, [torch.load(path / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -161,13 +183,17 @@ def test_gradients_are_exchanged_once_an_update(two: tuple, variant: str) -> Non
     assert found[0]["wide"]["trained"] * 4 > 2**20, "this would fit into the usual first bucket"
 
 
-@pytest.mark.parametrize("name", ["by two", "two, then one", "one, then two"])
+@pytest.mark.parametrize("name", ["by two", "two, then one", "one, then two", "two, then four"])
 def test_a_checkpoint_of_any_number_of_ranks_resumes_on_any_other(two: tuple, tmp_path: Path, name: str) -> None:
     folder = RunFolder(two[0] / name)
-    config = digits(**VARIANTS["rollouts"]) if name == "by two" else digits()
-    if name == "two, then one":
+    config = digits(**VARIANTS["rollouts"]) if name in ("by two", "two, then four") else digits()
+    if name.startswith("two, then"):
         assert folder.read_json("config.json")["hardware"]["ranks"] == 2
+        assert [row["epoch"] for row in folder.read_metrics()] == [1]
+    if name == "two, then one":
         train(config, folder, resume=True)
+    elif name == "two, then four":
+        start(resume, 4, folder.path, config)
     alone = RunFolder(tmp_path / "alone")
     train(config, alone)
     rows, expected = folder.read_metrics(), alone.read_metrics()
@@ -183,6 +209,15 @@ def test_a_checkpoint_of_any_number_of_ranks_resumes_on_any_other(two: tuple, tm
     for key in ours[0]:
         torch.testing.assert_close(ours[0][key], theirs[0][key], rtol=1e-3, atol=1e-5)
     assert list(folder.path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NEEDS TWO GPUS: gradients travel by NCCL between them")
+def test_two_gpus_give_the_numbers_of_one(tmp_path: Path) -> None:
+    start(update_on_gpus, 2, tmp_path)
+    alone = run_updates(digits(device="cuda"), ALONE)["weights"]
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", map_location="cuda:0")["weights"]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_what_ranks_tell_each_other(two: tuple) -> None:

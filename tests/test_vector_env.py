@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,18 @@ SETTING: dict[str, Any] = {
 }
 
 
+Task = tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]
+
+
+@pytest.fixture(params=["composed scenes", "images alone"])
+def task(request: pytest.FixtureRequest, small_images: tuple) -> Task:
+    """A dataset and settings: scenes are composed one by one, or are images, whose box sums a CPU makes once."""
+    if request.param == "composed scenes":
+        return small_images, SETTING
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
+    return (images, small_images[1]), {"canvas_size": 6, "num_glimpses": 3, "patch_size": 3}
+
+
 def make(small_images: tuple, num_envs: int = NUM_ENVS, **arguments: Any) -> GlimpseVectorEnv:
     return GlimpseVectorEnv(num_envs, dataset=small_images, **{**SETTING, **arguments})
 
@@ -42,8 +55,8 @@ def random_actions(rng: np.random.Generator, num_envs: int = NUM_ENVS) -> dict[s
 class Reference:
     """N single environments in a loop, reset as a mode asks: what the vector environment must equal."""
 
-    def __init__(self, small_images: tuple, mode: AutoresetMode) -> None:
-        self.envs = [GlimpseEnv(dataset=small_images, **SETTING) for _ in range(NUM_ENVS)]
+    def __init__(self, task: Task, mode: AutoresetMode) -> None:
+        self.envs = [GlimpseEnv(dataset=task[0], **task[1]) for _ in range(NUM_ENVS)]
         self.mode = mode
         self.is_over = [False] * NUM_ENVS
 
@@ -65,10 +78,11 @@ class Reference:
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("out_of_step", [False, True])
 def test_each_lane_equals_a_single_environment_bit_for_bit(
-    small_images: tuple, mode: AutoresetMode, output: Any, device: str, out_of_step: bool
+    task: Task, mode: AutoresetMode, output: Any, device: str, out_of_step: bool
 ) -> None:
-    vector = make(small_images, autoreset_mode=mode, output=output, device=device)
-    reference = Reference(small_images, mode)
+    data, setting = task
+    vector = GlimpseVectorEnv(NUM_ENVS, dataset=data, autoreset_mode=mode, output=output, device=device, **setting)
+    reference = Reference(task, mode)
     rng = np.random.default_rng(0)
     observations = to_numpy(vector.reset(seed=10)[0])
     singles = [env.reset(seed=10 + lane)[0] for lane, env in enumerate(reference.envs)]
@@ -136,10 +150,15 @@ def test_options_choose_scene_and_location_per_lane_or_for_all(small_images: tup
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_what_callers_do_to_observations_changes_nothing(
-    small_images: tuple, mode: AutoresetMode, output: str, render_mode: str | None, num_glimpses: int
+    task: Task, mode: AutoresetMode, output: Any, render_mode: str | None, num_glimpses: int
 ) -> None:
-    fields = {"autoreset_mode": mode, "output": output, "render_mode": render_mode, "num_glimpses": num_glimpses}
-    careful, careless = (make(small_images, **fields) for _ in range(2))
+    fields = {**task[1], "num_glimpses": num_glimpses}
+    careful, careless = (
+        GlimpseVectorEnv(
+            NUM_ENVS, dataset=task[0], autoreset_mode=mode, output=output, render_mode=render_mode, **fields
+        )
+        for _ in range(2)
+    )
     rng = np.random.default_rng(0)
     outcomes: list[Any] = [(careful.reset(seed=3), careless.reset(seed=3))]
     for count in range(12):
@@ -315,3 +334,21 @@ def test_a_run_without_a_seed_can_be_made_again(small_images: tuple) -> None:
         for ours, theirs in zip(seen, again, strict=True):
             np.testing.assert_array_equal(ours["glimpse"], theirs["glimpse"])
     assert env.np_random_seed != GlimpseEnv(dataset=small_images, patch_size=4).np_random_seed
+
+
+def test_images_alone_are_kept_ready_to_be_looked_at_where_that_takes_little_room(task: Task) -> None:
+    data, setting = task
+    images_alone = "num_clutter" not in setting
+    for changes in ({}, {"num_scales": 2}, {"patch_size": 4}, {"canvas_size": 15}):
+        envs = GlimpseVectorEnv(2, dataset=data, **{**setting, **changes})
+        assert envs._has_pyramids == (images_alone and not changes)
+        size = envs._images.numel() / data[0].size
+        assert 1 <= size <= 2.5 if envs._has_pyramids else size == 1
+        copy = pickle.loads(pickle.dumps(envs))
+        np.testing.assert_equal(copy.reset(seed=1), envs.reset(seed=1))
+        # Whoever changes what he gave changes no scene.
+        before = envs.canvases.clone()
+        data[0][...] = 255 - data[0]
+        envs.reset(seed=1)
+        assert torch.equal(envs.canvases, before)
+        data[0][...] = 255 - data[0]
