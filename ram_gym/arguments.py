@@ -166,10 +166,8 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
         if value.is_complex() or value.dtype == torch.bool:
             raise ValueError(f"{name} must be numbers (x, y) in [-1, 1], got {value.dtype}")
         locations = _towards(value, device)
-        if locations.dtype == torch.bfloat16 or not locations.is_floating_point():
+        if locations.dtype not in (torch.float16, torch.float32, torch.float64):  # NumPy has no other floats
             locations = locations.to(torch.float32)
-        if locations.device.type == "cpu":
-            numbers = locations.numpy(force=True)
     else:
         numbers = _numbers(name, value)
         # A copy in the machine's own byte order, forwards.
@@ -177,6 +175,8 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
         locations = torch.from_numpy(precise)
     if tuple(locations.shape) not in shapes:
         raise ValueError(f"{name} must have shape {shapes[-1]}, got {tuple(locations.shape)}")
+    if numbers is None and locations.device.type == "cpu":
+        numbers = locations.numpy(force=True)
     is_finite = None
     if numbers is None:
         is_finite = locations.abs() < math.inf  # two operations, where isfinite() takes four

@@ -352,3 +352,12 @@ def test_images_alone_are_kept_ready_to_be_looked_at_where_that_takes_little_roo
         envs.reset(seed=1)
         assert torch.equal(envs.canvases, before)
         data[0][...] = 255 - data[0]
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "float8_e5m2", "int8", "int64"])
+def test_tensors_of_any_number_type_are_locations(small_images: tuple, name: str) -> None:
+    envs = make(small_images, output="torch")
+    envs.reset(seed=0)
+    given = torch.tensor([[0.5, -2.0]] * NUM_ENVS).to(getattr(torch, name))
+    observation, *_ = envs.step({"location": given, "label": torch.zeros(NUM_ENVS, dtype=torch.int16)})
+    assert observation["location"].tolist() == [[0.0 if name.startswith("int") else 0.5, -1.0]] * NUM_ENVS
