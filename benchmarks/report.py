@@ -145,7 +145,7 @@ def aims(results: dict[str, dict[str, Any]]) -> Table:
             for native in (row for row in rows if row["measure"] == "training.native" and row["task"] == task):
                 plain = _find(rows, native, measure="training.plain", variant="as published", batch=None)
                 name = f"native {native['variant']}".strip()
-                title = f"training {task}, {place(native)}: {name} / plain (as published)"
+                title = f"training {task}, batch {native['batch']:,}, {place(native)}: {name} / plain (as published)"
                 if plain is not None or native["device"] == "cpu":
                     body.append(_ratio(title, native, plain, 10))
         body += _gpu_aim(rows, results["training"], "training.native", ("cluttered-60",), "images", 500_000)

@@ -99,6 +99,7 @@ def test_aims_compare_rows_of_the_same_place() -> None:
     rows = [row("training.native", 640, batch=256), row("training.plain", 64, variant="as published", batch=32)]
     body = aims({"training": {"rows": rows}}).rows
     assert [line[2:] for line in body] == [["10 x (2.5 to 40)", "reached"]]
+    assert "batch 256, " in body[0][0]
 
 
 def test_aims_on_a_gpu_are_the_best_rate_of_each_task_and_its_share_of_the_limit() -> None:
