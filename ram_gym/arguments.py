@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ram_gym.coordinates import as_numpy
+from ram_gym.coordinates import as_numpy, clip_locations
 
 if TYPE_CHECKING:
     import torch
@@ -183,4 +183,4 @@ def check_locations(name: str, value: Any, shapes: tuple[tuple[int, ...], ...], 
         locations = torch.where(is_finite, locations, 0.0)
     elif np.count_nonzero(np.isfinite(numbers)) < numbers.size:  # of few numbers NumPy tells sooner than PyTorch
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return Checked(locations.clamp(-1.0, 1.0).to(device, torch.float32), is_finite)
+    return Checked(clip_locations(locations).to(device, torch.float32), is_finite)

@@ -25,7 +25,7 @@ def as_numpy(value: Any) -> Any:
 
 def clip_locations(locations: Array) -> Array:
     """Locations moved to the nearest point of the canvas. Floats (..., 2) -> the same kind, in [-1, 1]."""
-    return array_namespace(locations).clip(locations, -1.0, 1.0)
+    return locations.clip(-1.0, 1.0)
 
 
 def location_to_pixel(locations: Array, canvas_size: int) -> Array:
