@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -12,20 +12,21 @@ import torch
 import tyro
 from rich.console import Console
 
-from agents.command import close_training, parse_training, say
-from agents.comparing import ProtocolName, Split, compare_policies, evaluate_with_progress
-from agents.environment import make_env
-from agents.figures import draw_figures
-from agents.loading import load_run
-from agents.probing import probe_runs
-from agents.progress import format_training, show_progress
-from agents.ram.config import RamConfig, preset
-from agents.ram.trainer import train
-from agents.ranks import join_ranks
-from agents.runs import PRETRAINED, find_run, publish
-from agents.summary import summarise
-from agents.training import Progress
 from ram_gym import save_gif
+
+from .analysis.compare import ProtocolName, Split, compare_policies, evaluate_with_progress
+from .analysis.figures import draw_figures
+from .analysis.probe import probe_runs
+from .analysis.summary import summarise
+from .ram.config import RamConfig, preset
+from .ram.training import train
+from .registry import load_run
+from .training.command import close_training, parse_training, say
+from .training.environment import make_env
+from .training.loop import Progress
+from .training.progress import format_training, show_progress
+from .training.ranks import join_ranks
+from .training.run_folder import PRETRAINED, find_run, publish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,28 +160,28 @@ def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar
 
 def train_ppo_lstm(arguments: list[str]) -> None:
     """Train Stable-Baselines3's RecurrentPPO, by reinforcement learning alone."""
-    from agents.sb3.command import train_sb3
+    from .sb3.command import train_sb3
 
     train_sb3("ppo-lstm", arguments)
 
 
 def train_ppo(arguments: list[str]) -> None:
     """Train Stable-Baselines3's PPO, the memoryless control of ppo-lstm."""
-    from agents.sb3.command import train_sb3
+    from .sb3.command import train_sb3
 
     train_sb3("ppo", arguments)
 
 
 def train_cnn(arguments: list[str]) -> None:
     """Train a convolutional network that sees the whole canvas."""
-    from agents.full_image.command import train_full_image
+    from .full_image.command import train_full_image
 
     train_full_image("cnn", arguments)
 
 
 def train_mlp(arguments: list[str]) -> None:
     """Train a fully connected network that sees the whole canvas."""
-    from agents.full_image.command import train_full_image
+    from .full_image.command import train_full_image
 
     train_full_image("mlp", arguments)
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.ranks import ALONE, Ranks
 from ram_gym import GlimpseVectorEnv
+
+from .training.ranks import ALONE, Ranks
 
 ScriptedLocator = Callable[[dict[str, Any], int], Tensor]
 """Observation and number of glimpses taken so far -> the next locations, float32 (N, 2)."""

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from agents.progress import show_progress
+from agents.training.progress import show_progress
 from benchmarks.timing import Settings, hardware, meminfo, pool
 from ram_gym import GlimpseConfig, get_task
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.ram.config import RamConfig, preset
-from agents.ram.trainer import Trainer
+from agents.ram.training import Trainer
 from benchmarks.cases import Case, Plan
 from benchmarks.peers import PlainTraining
 from benchmarks.timing import measure, synchronizer
@@ -21,6 +22,8 @@ PROFILED_UPDATES = 5
 PROFILED_OPERATIONS = 25
 LIMIT_SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product says how quickly a device multiplies."""
+SECONDS_OF_PRODUCT = 0.02
+"""The side is smaller where a product takes longer than this: without bfloat16 instructions a CPU needs 15 s for 2048."""
 
 
 def _config(case: Case, plan: Plan) -> RamConfig:
@@ -70,11 +73,26 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
     trainer = Trainer(config)
     with FlopCounterMode(display=False) as counter:
         trainer.update()
-    side = LIMIT_SIDE[torch.device(case.device).type]
+    side = _side_of_product(case.device, getattr(torch, config.precision))
     matrix = torch.rand(side, side, device=case.device).to(getattr(torch, config.precision))
     images = case.batch * 2 * side**3 / counter.get_total_flops()
     found = measure(lambda: matrix @ matrix, images, "images", plan.settings, synchronizer(case.device))
-    return {**found, "operations_of_update": counter.get_total_flops()}
+    return {**found, "operations_of_update": counter.get_total_flops(), "side": side}
+
+
+def _side_of_product(device: str, dtype: torch.dtype) -> int:
+    """The side of squares whose product is large, and takes no seconds where a processor lacks the precision."""
+    side, largest = 256, LIMIT_SIDE[torch.device(device).type]
+    if torch.device(device).type == "cuda":
+        return largest
+    while side < largest:
+        matrix = torch.rand(side, side).to(dtype)
+        start = time.perf_counter()
+        matrix @ matrix
+        if time.perf_counter() - start > SECONDS_OF_PRODUCT:
+            break
+        side *= 2
+    return side
 
 
 def profile(case: Case, plan: Plan) -> dict[str, Any]:

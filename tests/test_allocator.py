@@ -13,7 +13,7 @@ ROUNDS = 100
 COUNT_FAULTS = f"""
 import resource, sys
 import numpy as np
-from agents.allocator import keep_freed_memory
+from agents.training.allocator import keep_freed_memory
 
 print(keep_freed_memory() if "keep" in sys.argv else None)
 for number in range({ROUNDS} + 5):

@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.cli import main
-from agents.runs import RunFolder
+from agents.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -204,7 +204,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_played(
     def play(*arguments: Any, **more: Any) -> None:
         raise AssertionError("something was played")
 
-    monkeypatch.setattr("agents.comparing.evaluate", play)
+    monkeypatch.setattr("agents.analysis.compare.evaluate", play)
     tasks = ["--task", "digits", "--task", "imagenet"]
     assert "task must be one of" in refusal(capsys, "compare", "random", *tasks)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from agents import distortion
 from agents.ram.config import preset
-from agents.ram.trainer import Trainer
+from agents.ram.training import Trainer
+from agents.training import distortion
 from ram_gym import load_dataset
 
 

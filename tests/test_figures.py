@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from agents.analysis.curves import ErrorAt, Glimpses, draw_curves, draw_errors, draw_glimpses, read_curve
+from agents.analysis.figures import Played, draw_scenes, mistakes, name_runs, play
 from agents.cli import main
-from agents.curves import ErrorAt, Glimpses, draw_curves, draw_errors, draw_glimpses, read_curve
-from agents.environment import make_env
-from agents.figures import Played, draw_scenes, mistakes, name_runs, play
-from agents.loading import load_run
 from agents.ram.config import RamConfig
-from agents.runs import RunError, RunFolder
+from agents.registry import load_run
 from agents.sb3.config import Sb3Config
+from agents.training.environment import make_env
+from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseEnv, evaluate, load_dataset
 
 
@@ -153,7 +153,7 @@ def test_glimpses_are_of_the_split_with_and_without_weights(
         "results.json", {"validation single": found, "test single": {**found, "accuracy_by_glimpse_percent": None}}
     )
     drawn: list[dict[str, Glimpses]] = []
-    monkeypatch.setattr("agents.figures.draw_glimpses", lambda runs: drawn.append(runs) or draw_glimpses(runs))
+    monkeypatch.setattr("agents.analysis.figures.draw_glimpses", lambda runs: drawn.append(runs) or draw_glimpses(runs))
     for split in ("validation", "test"):
         main(["figures", str(run.path), str(bare.path), "--out", str(tmp_path / "out"), "--split", split])
     evaluation = played.evaluation

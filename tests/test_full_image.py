@@ -17,9 +17,9 @@ from torch.nn import functional
 from agents.cli import main
 from agents.full_image.config import NETWORKS, PRESETS, FullImageConfig, Network, preset
 from agents.full_image.network import make_model
-from agents.full_image.playing import FullImagePolicy, load_model
+from agents.full_image.policy import FullImagePolicy, load_model
 from agents.full_image.training import Trainer, train
-from agents.runs import RunError, RunFolder
+from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, evaluate, load_dataset
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 256, "channels": (4, 8), "hidden_sizes": (8, 8)}

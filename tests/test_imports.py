@@ -29,14 +29,21 @@ LAYER = {name: layer for layer, names in enumerate(ORDER) for name in names}
 
 
 def imported(path: Path) -> set[str]:
-    """Absolute names of modules, and of things in them, that a file imports anywhere in it."""
+    """Absolute names of modules, and of things in them, that a file imports anywhere in it.
+
+    Within agents/ imports of one another are relative, since the folder has another name in a wheel.
+    """
     names: set[str] = set()
+    in_agents = path.is_relative_to(ROOT / "agents")
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            own = in_agents and (node.level > 0 or str(node.module).partition(".")[0] == "agents")
+            assert (node.level > 0) == own, f"{path}: imports are relative within agents/ and absolute elsewhere"
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents import runs
 from agents.cli import main
 from agents.ram.rollout import load_model
-from agents.runs import PRETRAINED_FOLDER, RunError, RunFolder, find_run, publish
+from agents.training import run_folder as runs
+from agents.training.run_folder import PRETRAINED_FOLDER, RunError, RunFolder, find_run, publish
 
 HELD = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
 LIMIT = 2_000_000

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from agents.analysis.probe import overlaps, positions, varied_env
 from agents.cli import main
-from agents.environment import make_env
-from agents.probing import overlaps, positions, varied_env
 from agents.scripted import ScriptedPolicy
+from agents.training.environment import make_env
 from ram_gym import GlimpseConfig, GlimpseEnv, evaluate, load_dataset
 
 SETTING = GlimpseConfig(dataset="digits", canvas_size=40, num_clutter=3, split="validation")

@@ -21,9 +21,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from agents.ram.config import RamConfig, preset
-from agents.ram.trainer import Trainer, train
-from agents.ranks import ALONE, Ranks, join_ranks
-from agents.runs import RunFolder
+from agents.ram.training import Trainer, train
+from agents.training.ranks import ALONE, Ranks, join_ranks
+from agents.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_size": 16, "glimpse_hidden_size": 8, "locator_hidden_size": 8, "validate_every": 1}

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from agents.config import learning_rate
 from agents.ram.config import PRESETS, RamConfig, location_std, preset
 from agents.ram.losses import rollout_losses, total_loss
 from agents.ram.policy import RamPolicy
 from agents.ram.rollout import load_model, make_model, play
-from agents.ram.trainer import Trainer, train
-from agents.runs import RunError, RunFolder
+from agents.ram.training import Trainer, train
 from agents.scripted import make_locator, scan_path
-from agents.training import Progress
+from agents.training.config import learning_rate
+from agents.training.loop import Progress
+from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate
 
 TINY = {
@@ -154,7 +154,7 @@ def test_several_processes_may_add_results(tmp_path: Path) -> None:
 def test_a_taken_folder_is_refused_before_a_trainer_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = digits()
     RunFolder(tmp_path).create("ram", config.to_dict())
-    monkeypatch.setattr("agents.ram.trainer.Trainer", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr("agents.ram.training.Trainer", lambda *_: pytest.fail("made"))
     with pytest.raises(RunError, match="holds a run already"):
         train(config, RunFolder(tmp_path))
 

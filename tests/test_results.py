@@ -15,11 +15,11 @@ import pytest
 import agents.cli
 import agents.full_image.command
 import agents.sb3.command
+from agents.analysis.probe import VALUES
 from agents.full_image.config import NETWORKS, FullImageConfig
-from agents.probing import VALUES
 from agents.ram.config import RamConfig
-from agents.runs import RunFolder
 from agents.sb3.config import Sb3Config
+from agents.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "RESULTS.md").read_text()

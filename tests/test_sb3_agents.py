@@ -27,11 +27,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 from agents.cli import main
-from agents.runs import RunError, RunFolder
-from agents.sb3 import policies
+from agents.sb3 import network as policies
 from agents.sb3.config import PRESETS, Sb3Config, preset
-from agents.sb3.playing import load_policy, make_env, make_model, make_policy, read_checkpoint
+from agents.sb3.policy import load_policy, make_env, make_model, make_policy, read_checkpoint
 from agents.sb3.training import RunCallback, train
+from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseVectorEnv, get_task, wrappers
 
 HYPERPARAMS = Path(policies.__file__).parent / "hyperparams"
@@ -253,7 +253,7 @@ def test_hyperparameter_files_train_with_their_own_algorithms(algorithm: str) ->
         return env
 
     env = make_vec_env("RamGym/Digits-v0", 2, wrapper_class=wrap)
-    policy = getattr(policies, options["policy"].removeprefix("agents.sb3.policies."))
+    policy = getattr(policies, options["policy"].removeprefix("agents.sb3.network."))
     known = {key: options[key] for key in ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "policy_kwargs")}
     rate = float(options["learning_rate"].removeprefix("lin_"))
     make = RecurrentPPO if algorithm == "ppo-lstm" else PPO

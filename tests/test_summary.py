@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from agents.analysis.summary import group, read_numbers, spread, to_markdown
 from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig
-from agents.runs import RunFolder, find_run
 from agents.sb3.config import Sb3Config
-from agents.summary import group, read_numbers, spread, to_markdown
+from agents.training.run_folder import RunFolder, find_run
 
 
 def make_run(path: Path, agent: str, config: Any, results: dict[str, Any] | None) -> RunFolder:

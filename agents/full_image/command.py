@@ -6,11 +6,11 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from agents.command import close_training, parse_training, refuse_several_processes
-from agents.full_image.config import FullImageConfig, Network, preset
-from agents.full_image.training import train
-from agents.progress import format_training, show_progress
-from agents.training import Progress
+from ..training.command import close_training, parse_training, refuse_several_processes
+from ..training.loop import Progress
+from ..training.progress import format_training, show_progress
+from .config import FullImageConfig, Network, preset
+from .training import train
 
 _NAMES = {"cnn": "convolutional network", "mlp": "fully connected network"}
 

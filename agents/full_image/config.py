@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from agents.config import TrainConfig
 from ram_gym import GlimpseConfig
+
+from ..training.config import TrainConfig
 
 Network = Literal["cnn", "mlp"]
 

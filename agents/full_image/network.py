@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from agents.full_image.config import FullImageConfig
 from ram_gym import GlimpseVectorEnv
+
+from .config import FullImageConfig
 
 
 def make_model(config: FullImageConfig, env: GlimpseVectorEnv) -> nn.Module:

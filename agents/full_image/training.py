@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from agents import trainer
-from agents.full_image.config import FullImageConfig
-from agents.full_image.network import make_model
-from agents.full_image.playing import FullImagePolicy, pixels
-from agents.ranks import ALONE
-from agents.runs import RunFolder
-from agents.training import Progress, TrainResult, run_training
+from ..training import trainer
+from ..training.loop import Progress, TrainResult, run_training
+from ..training.ranks import ALONE
+from ..training.run_folder import RunFolder
+from .config import FullImageConfig
+from .network import make_model
+from .policy import FullImagePolicy, pixels
 
 
 class Trainer(trainer.Trainer):
-    """A training run in memory; see `agents.trainer.Trainer`. One process.
+    """A training run in memory; see `agents.training.trainer.Trainer`. One process.
 
     Raises:
         ValueError: the batch is larger than the split, or the device does not fit.
@@ -64,7 +64,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a network on whole canvases; see `agents.training.run_training`.
+    """Trains a network on whole canvases; see `agents.training.loop.run_training`.
 
     Raises:
         RunError: the folder holds a run already, or, resuming, none that fits.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal, get_args
 
-from agents.config import TrainConfig
+from ..training.config import TrainConfig
 
 Locator = Literal["learned", "random", "centre", "scan", "oracle"]
 LocationReward = Literal["answer", "every-answer", "every-likelihood", "likelihood-gain"]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agents.ram.config import RamConfig
-from agents.ram.losses import rollout_losses, total_loss
-from agents.ram.network import RecurrentAttentionModel
-from agents.ram.rollout import play
-from agents.ranks import ALONE, Ranks
-from agents.scripted import ScriptedLocator
 from ram_gym import GlimpseVectorEnv
+
+from ..scripted import ScriptedLocator
+from ..training.ranks import ALONE, Ranks
+from .config import RamConfig
+from .losses import rollout_losses, total_loss
+from .network import RecurrentAttentionModel
+from .rollout import play
 
 HEADS, BODY = ("classify", "estimate"), ("look", "locate")
 """Parts of the network that `RamConfig.compile` compiles beside the losses; the body if autograd goes through it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.ram.config import LocationReward
+from .config import LocationReward
 
 
 class Rollout(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.ram.config import RamConfig
+from .config import RamConfig
 
 State = tuple[Tensor, ...]
 """The core's state: (h,) of a ReLU RNN or (h, c) of an LSTM, each float32 (N, hidden_size)."""

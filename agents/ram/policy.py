@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from agents.ram.network import RecurrentAttentionModel, State
-from agents.scripted import ScriptedLocator
+from ..scripted import ScriptedLocator
+from .network import RecurrentAttentionModel, State
 
 
 class PolicyState(NamedTuple):

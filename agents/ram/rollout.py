@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.environment import make_env
-from agents.ram.config import RamConfig
-from agents.ram.losses import Rollout
-from agents.ram.network import RecurrentAttentionModel
-from agents.ram.policy import RamPolicy
-from agents.ram.unrolled import unroll
-from agents.ranks import ALONE, Ranks
-from agents.runs import RunError, RunFolder
-from agents.scripted import ScriptedLocator, make_locator
 from ram_gym import GlimpseVectorEnv
+
+from ..scripted import ScriptedLocator, make_locator
+from ..training.environment import make_env
+from ..training.ranks import ALONE, Ranks
+from ..training.run_folder import RunError, RunFolder
+from .config import RamConfig
+from .losses import Rollout
+from .network import RecurrentAttentionModel
+from .policy import RamPolicy
+from .unrolled import unroll
 
 AGENT = "ram"
 

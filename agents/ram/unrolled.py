@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from agents.ram.network import RecurrentAttentionModel
+from .network import RecurrentAttentionModel
 
 
 class Outputs(NamedTuple):

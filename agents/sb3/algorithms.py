@@ -13,11 +13,11 @@ from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 
-from agents.sb3.policies import LABEL
+from .network import LABEL
 
 
 class _Labelled:
-    """A rollout buffer that adds `label` to the observations it gives out; see `agents.sb3.policies.LABEL`."""
+    """A rollout buffer that adds `label` to the observations it gives out; see `agents.sb3.network.LABEL`."""
 
     def reset(self: Any) -> None:
         """Empties it."""

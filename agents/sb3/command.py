@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from agents.command import Resume, close_training, parse_training, refuse_several_processes
-from agents.progress import show_progress
-from agents.sb3.config import Algorithm, Sb3Config, preset
-from agents.sb3.training import train
+from ..training.command import Resume, close_training, parse_training, refuse_several_processes
+from ..training.progress import show_progress
+from .config import Algorithm, Sb3Config, preset
+from .training import train
 
 _NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
 

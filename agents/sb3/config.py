@@ -157,7 +157,7 @@ class Sb3Config:
             "env_wrapper": [wrapper, "ram_gym.wrappers.ProgressObservation"],
             "n_timesteps": self.total_timesteps,
             "n_envs": self.n_envs,
-            "policy": f"agents.sb3.policies.{_POLICIES[self.algorithm]}",
+            "policy": f"agents.sb3.network.{_POLICIES[self.algorithm]}",
             "policy_kwargs": network,
             "n_steps": self.rollout_steps // self.n_envs,
             "batch_size": math.ceil(self.rollout_steps / self.minibatches),

@@ -23,12 +23,12 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.utils import set_random_seed
 
-from agents.interrupts import noted_interrupts
-from agents.progress import Report
-from agents.runs import RunError, RunFolder
-from agents.sb3.config import Sb3Config
-from agents.sb3.playing import make_env, make_model, read_checkpoint, save_checkpoint
-from agents.training import TrainResult
+from ..training.interrupts import noted_interrupts
+from ..training.loop import TrainResult
+from ..training.progress import Report
+from ..training.run_folder import RunError, RunFolder
+from .config import Sb3Config
+from .policy import make_env, make_model, read_checkpoint, save_checkpoint
 
 PACKAGES = ("stable-baselines3", "sb3-contrib")
 BEST, LAST = "best_model.zip", "last_model.zip"

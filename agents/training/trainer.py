@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agents.allocator import keep_freed_memory
-from agents.config import TrainConfig, learning_rate
-from agents.distortion import with_distorted_copies
-from agents.environment import check_device, make_env
-from agents.ranks import Ranks
-from agents.runs import RunError, RunFolder
 from ram_gym import GlimpseConfig, Policy, evaluate, load_dataset
+
+from .allocator import keep_freed_memory
+from .config import TrainConfig, learning_rate
+from .distortion import with_distorted_copies
+from .environment import check_device, make_env
+from .ranks import Ranks
+from .run_folder import RunError, RunFolder
 
 
 class Trainer(ABC):

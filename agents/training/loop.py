@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from agents.config import TrainConfig
-from agents.interrupts import noted_interrupts
-from agents.ranks import ALONE, Ranks
-from agents.runs import RunFolder, TensorBoard
-from agents.trainer import Trainer
 from ram_gym import load_dataset
+
+from .config import TrainConfig
+from .interrupts import noted_interrupts
+from .ranks import ALONE, Ranks
+from .run_folder import RunFolder, TensorBoard
+from .trainer import Trainer
 
 UPDATES_BETWEEN_TALKS = 8
 """Several ranks agree this often on whether to stop or to save."""

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.loading import RunConfig, read_config
-from agents.runs import RunError, RunFolder, find_run
 from ram_gym import get_task
+
+from ..registry import RunConfig, read_config
+from ..training.run_folder import RunError, RunFolder, find_run
 
 SAME_ROW = ("seed", "data_root", "device", "checkpoint_minutes", "validate_every")
 """Fields of a configuration in which the runs of one row may differ."""

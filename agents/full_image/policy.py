@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.environment import make_env
-from agents.full_image.config import NETWORKS, FullImageConfig
-from agents.full_image.network import make_model
-from agents.runs import RunError, RunFolder
 from ram_gym import GlimpseVectorEnv
+
+from ..training.environment import make_env
+from ..training.run_folder import RunError, RunFolder
+from .config import NETWORKS, FullImageConfig
+from .network import make_model
 
 
 def pixels(env: GlimpseVectorEnv) -> Tensor:

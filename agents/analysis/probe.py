@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 from torchvision.transforms.v2.functional import resize
 
-from agents.comparing import Split, evaluate_with_progress
-from agents.curves import ErrorAt, draw_errors
-from agents.environment import EVALUATION_LANES, make_env
-from agents.loading import TrainedRun, load_run
-from agents.runs import find_run
-from agents.scripted import SCRIPTED_LOCATORS
 from ram_gym import Evaluation, GlimpseConfig, GlimpseVectorEnv, load_dataset
+
+from ..registry import TrainedRun, load_run
+from ..scripted import SCRIPTED_LOCATORS
+from ..training.environment import EVALUATION_LANES, make_env
+from ..training.run_folder import find_run
+from .compare import Split, evaluate_with_progress
+from .curves import ErrorAt, draw_errors
 
 Property = Literal["clutter", "canvas", "digit", "glimpses", "position", "overlap"]
 

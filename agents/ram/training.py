@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from agents import trainer
-from agents.ram.config import RamConfig, location_std
-from agents.ram.graph import GraphedStep
-from agents.ram.learner import Learner, share_gradients
-from agents.ram.network import RecurrentAttentionModel
-from agents.ram.policy import RamPolicy
-from agents.ram.rollout import AGENT, make_model, make_policy
-from agents.ranks import ALONE, Ranks
-from agents.runs import RunFolder
-from agents.scripted import make_locator
-from agents.training import Progress, TrainResult, run_training
+from ..scripted import make_locator
+from ..training import trainer
+from ..training.loop import Progress, TrainResult, run_training
+from ..training.ranks import ALONE, Ranks
+from ..training.run_folder import RunFolder
+from .config import RamConfig, location_std
+from .graph import GraphedStep
+from .learner import Learner, share_gradients
+from .network import RecurrentAttentionModel
+from .policy import RamPolicy
+from .rollout import AGENT, make_model, make_policy
 
 
 class Trainer(trainer.Trainer):
     """A training run in memory: the environment, the network, the optimizer and how far it has come.
 
-    See `agents.trainer.Trainer`.
+    See `agents.training.trainer.Trainer`.
 
     Raises:
         ValueError: the batch is larger than the split or cannot be shared out, or the device does not fit.
@@ -137,7 +137,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.run_training`."""
+    """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.loop.run_training`."""
     return run_training(
         lambda: Trainer(config, folder, ranks), config, folder, resume=resume, on_progress=on_progress, ranks=ranks
     )

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from agents.runs import RunFolder, find_run
-from agents.training import TrainResult
+from .loop import TrainResult
+from .run_folder import RunFolder, find_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,16 +15,17 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import Tensor
 
-from agents.environment import check_device
-from agents.runs import RunError, RunFolder
-from agents.sb3 import policies
-from agents.sb3.algorithms import LabelledPPO, LabelledRecurrentPPO
-from agents.sb3.config import Sb3Config
-from agents.sb3.policies import GlimpseLstmPolicy, GlimpsePolicy, label_logits
-from agents.scripted import ScriptedLocator, make_locator
 from ram_gym import GlimpseConfig, GlimpseVectorEnv
 from ram_gym.adapters.sb3 import GlimpseVecEnv
 from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
+
+from ..scripted import ScriptedLocator, make_locator
+from ..training.environment import check_device
+from ..training.run_folder import RunError, RunFolder
+from . import network as policies
+from .algorithms import LabelledPPO, LabelledRecurrentPPO
+from .config import Sb3Config
+from .network import GlimpseLstmPolicy, GlimpsePolicy, label_logits
 
 RUN_ENTRY = "run.json"
 """What a checkpoint zip holds beside Stable-Baselines3's own files: how far the run was."""

@@ -12,13 +12,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents.command import say
-from agents.comparing import Split, evaluate_with_progress
-from agents.curves import STYLE, Glimpses, draw_curves, draw_glimpses, read_curve, short_name
-from agents.environment import make_env
-from agents.loading import load_run
-from agents.runs import RunFolder, find_run
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
+
+from ..registry import load_run
+from ..training.command import say
+from ..training.environment import make_env
+from ..training.run_folder import RunFolder, find_run
+from .compare import Split, evaluate_with_progress
+from .curves import STYLE, Glimpses, draw_curves, draw_glimpses, read_curve, short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agents.loading import read_config
-from agents.runs import RunFolder
+from ..registry import read_config
+from ..training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from agents.runs import RunError, RunFolder
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
+
+from .training.run_folder import RunError, RunFolder
 
 
 class RunConfig(Protocol):
@@ -48,11 +49,11 @@ def read_config(folder: RunFolder) -> RunConfig:
     agent = folder.read_agent()
     make: Callable[..., RunConfig]
     if agent in ("ppo", "ppo-lstm"):
-        from agents.sb3.config import Sb3Config as make
+        from .sb3.config import Sb3Config as make
     elif agent in ("cnn", "mlp"):
-        from agents.full_image.config import FullImageConfig as make
+        from .full_image.config import FullImageConfig as make
     elif agent == "ram":
-        from agents.ram.config import RamConfig as make
+        from .ram.config import RamConfig as make
     else:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     return folder.read_as(make, agent)
@@ -67,12 +68,12 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
     """
     agent = folder.read_agent()
     if agent in ("ppo", "ppo-lstm"):
-        from agents.sb3 import playing
+        from .sb3 import policy as playing
 
         policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
         return TrainedRun(sb3_config, epoch, partial(playing.make_policy, policy, sb3_config))
     if agent in ("cnn", "mlp"):
-        from agents.full_image import playing as full_image
+        from .full_image import policy as full_image
 
         network, full_config, epoch = full_image.load_model(folder, device, data_root)
 
@@ -83,7 +84,7 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
         return TrainedRun(full_config, epoch, make_full_image_policy, looks=False)
     if agent != "ram":
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
-    from agents.ram import rollout
+    from .ram import rollout
 
     model, config, epoch = rollout.load_model(folder, device, data_root)
 

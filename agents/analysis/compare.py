@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.environment import make_env
-from agents.loading import RunConfig, TrainedRun, load_run
-from agents.progress import show_progress
-from agents.runs import find_run
-from agents.scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
+
+from ..registry import RunConfig, TrainedRun, load_run
+from ..scripted import SCRIPTED_LOCATORS, ScriptedPolicy
+from ..training.environment import make_env
+from ..training.progress import show_progress
+from ..training.run_folder import find_run
 
 BORROWED = "*"
 Split = Literal["test", "validation"]

@@ -34,7 +34,7 @@ PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 PRETRAINED = "pretrained:"
 COMPUTED_IN_PRECISION = ("glimpse_network.", "core.")
 """What of RAM's network computes in `RamConfig.precision`, but for the location network's hidden layer."""
-PRETRAINED_FOLDER = Path(__file__).parent.parent / "pretrained"
+PRETRAINED_FOLDER = Path(__file__).parents[2] / "pretrained"
 
 
 class RunError(ValueError):
