@@ -23,7 +23,7 @@ PROFILED_OPERATIONS = 25
 LIMIT_SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product says how quickly a device multiplies."""
 SECONDS_OF_PRODUCT = 0.02
-"""The side is smaller where a product takes longer than this: without bfloat16 instructions a CPU needs 15 s for 2048."""
+"""The side is smaller where a product takes longer: without bfloat16 instructions a CPU needs 15 s for one of 2048."""
 
 
 def _config(case: Case, plan: Plan) -> RamConfig:
