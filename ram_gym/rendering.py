@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from functools import cache
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from ram_gym.config import GlimpseConfig
 from ram_gym.coordinates import location_to_pixel, patch_origins
+from ram_gym.files import write_file
 
 CANVAS_PIXELS = 420
 """The drawn canvas is as near to this many pixels wide as a whole number of pixels per canvas pixel allows."""
@@ -95,17 +98,20 @@ def render_frame(
     return np.asarray(image)
 
 
-def save_gif(frames: list[np.ndarray], path: str, milliseconds: int = 500, last_milliseconds: int = 1500) -> None:
+def save_gif(
+    frames: list[np.ndarray], path: str | os.PathLike[str], milliseconds: int = 500, last_milliseconds: int = 1500
+) -> None:
     """Writes frames as an endless GIF; frames that end an episode may be repeated to be seen longer.
 
     Args:
         frames: uint8 (height, width, 3), all of one size.
-        path: the file to write.
+        path: the file, written whole or not at all; its folder is made if need be.
         milliseconds: how long each frame is shown.
         last_milliseconds: how long the last one is shown.
 
     Raises:
         ValueError: there are no frames.
+        OSError: the file cannot be written.
     """
     from PIL import Image
 
@@ -113,7 +119,9 @@ def save_gif(frames: list[np.ndarray], path: str, milliseconds: int = 500, last_
         raise ValueError("frames must hold at least one picture, got none")
     images = [Image.fromarray(frame).quantize(64, method=Image.Quantize.MEDIANCUT) for frame in frames]
     durations = [milliseconds] * (len(images) - 1) + [last_milliseconds]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, format="GIF")
+    file = io.BytesIO()
+    images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0, format="GIF")
+    write_file(path, file.getvalue())
 
 
 def _picture(pixels: np.ndarray, zoom: int) -> Any:

@@ -12,7 +12,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ram_gym.coordinates import location_to_pixel, patch_origins
 from ram_gym.evaluation import Evaluation
+from ram_gym.files import write_file
 from ram_gym.tables import ComparisonTable
 from ram_gym.vector_env import GlimpseVectorEnv
 
@@ -41,7 +41,7 @@ def write_report(
     """Writes a comparison as one HTML file without outside links or scripts.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file, written whole or not at all; its folder is made if need be.
         table: what to report.
         envs: environments of the tasks that the scenes are drawn with, by the tasks' names; their running episodes end.
             Default: made from the evaluations, which works for named datasets.
@@ -51,6 +51,7 @@ def write_report(
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
         ValueError: an environment shows other scenes than were played, or there is none for a dataset of the caller's.
+        OSError: the file cannot be written.
     """
     try:
         import jinja2
@@ -90,9 +91,7 @@ def write_report(
     text = template.render(
         tasks=tasks, command=command, versions=_versions(), when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     )
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_file(path, text)
 
 
 def pick_scenes(evaluations: Sequence[Evaluation], number: int) -> list[int]:

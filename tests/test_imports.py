@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
-    {"config", "coordinates", "kernels"},
+    {"config", "coordinates", "files", "kernels"},
     {"arguments", "retina", "scenes", "datasets", "rendering", "statistics"},
     {"env"},
     {"vector_env"},
@@ -24,7 +24,7 @@ ORDER = [
     {"registration"},
     {"__init__"},
 ]
-PUBLIC_MODULES = {"adapters", "wrappers"}
+PUBLIC_MODULES = {"adapters", "files", "wrappers"}
 LAYER = {name: layer for layer, names in enumerate(ORDER) for name in names}
 
 
