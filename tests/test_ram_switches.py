@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.ram import network
 from agents.ram.config import RamConfig, preset
 from agents.ram.graph import WARM_UP_RUNS
 from agents.ram.learner import Learner
@@ -190,3 +191,30 @@ def test_bfloat16_stays_in_the_network_and_is_close(device: str, core: str) -> N
     assert {p.grad.dtype for p in rounded.core.parameters() if p.grad is not None} == {torch.float32}
     with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
         RamConfig(precision="float16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("core", ["rnn", "lstm"])
+def test_without_bfloat16_instructions_the_same_values_come_of_rounded_float32(
+    core: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = digits(core=core, precision="bfloat16", hidden_size=64, glimpse_hidden_size=32, locator_hidden_size=32)
+    model = RecurrentAttentionModel(64, 10, config)
+    generator = torch.Generator().manual_seed(0)
+    ours = theirs = model.initial_state(200)
+    for _ in range(3):
+        observation = {
+            "glimpse": torch.rand((200, 1, 8, 8), generator=generator),
+            "location": torch.rand((200, 2), generator=generator) * 2 - 1,
+        }
+        with torch.no_grad():
+            monkeypatch.setattr(network, "has_bfloat16", lambda device: True)
+            theirs = model.look(observation, theirs)
+            location = model.locate(theirs[0])
+            monkeypatch.setattr(network, "has_bfloat16", lambda device: False)
+            ours = model.look(observation, ours)
+            assert torch.equal(model.locate(theirs[0]).bfloat16(), location.bfloat16())
+        for mine, autocast in zip(ours, theirs, strict=True):
+            # Sums in another order may round to the neighbour now and then.
+            torch.testing.assert_close(mine, autocast, rtol=2**-7, atol=2**-7)
+            assert (mine != autocast).float().mean() < 0.02
+            assert autocast.std() > 0.05

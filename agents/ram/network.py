@@ -16,6 +16,27 @@ State = tuple[Tensor, ...]
 """The core's state: (h,) of a ReLU RNN or (h, c) of an LSTM, each float32 (N, hidden_size)."""
 
 
+@torch.compiler.assume_constant_result
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a CPU without them takes some 30 times float32's time."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _rounds_instead(values: Tensor) -> bool:
+    """Whether to compute with rounded float32 numbers: to measure, not to learn, where there is no bfloat16."""
+    return not torch.is_grad_enabled() and not has_bfloat16(values.device)
+
+
+def _round(values: Tensor) -> Tensor:
+    """The nearest bfloat16 numbers, as float32."""
+    return values.to(torch.bfloat16).to(torch.float32)
+
+
+def _linear(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer as bfloat16 has it: of rounded numbers, summed in float32, rounded."""
+    return _round(torch.nn.functional.linear(_round(values), _round(weight), _round(bias)))
+
+
 class GlimpseNetwork(nn.Module):
     """Encodes a glimpse and where it was taken: g = relu(Linear(h_g) + Linear(h_l)), h_g and h_l one ReLU layer each.
 
@@ -72,6 +93,8 @@ class RecurrentAttentionModel(nn.Module):
         """The core's state after one more glimpse; h, the first of it, is what the heads read."""
         if self.config.precision == "float32":
             return self._look(observation, state)
+        if _rounds_instead(observation["glimpse"]):
+            return self._look_rounded(observation, state)
         # One autocast a glimpse: the weights' gradients are then summed over glimpses in float32.
         with torch.autocast(observation["glimpse"].device.type, torch.bfloat16):
             after = self._look(observation, state)
@@ -83,11 +106,32 @@ class RecurrentAttentionModel(nn.Module):
             return tuple(self.core(encoded, state))
         return (self.core(encoded, state[0]),)
 
+    def _look_rounded(self, observation: dict[str, Any], state: State) -> State:
+        """`_look` under autocast, value for value but for the order of sums, by products of float32."""
+        encoder, core, round_ = self.glimpse_network, self.core, _round
+        seen = _linear(observation["glimpse"].flatten(1), encoder.what.weight, encoder.what.bias)
+        place = _linear(observation["location"], encoder.where.weight, encoder.where.bias)
+        encoded = _linear(torch.cat((seen, place), 1).relu(), encoder.combine.weight, encoder.combine.bias).relu()
+        gates = round_(
+            _linear(encoded, core.get_parameter("weight_ih"), core.get_parameter("bias_ih"))
+            + _linear(state[0], core.get_parameter("weight_hh"), core.get_parameter("bias_hh"))
+        )
+        if self.config.core == "rnn":
+            return (gates.relu(),)
+        opened, forget, new, output = gates.chunk(4, 1)
+        opened, forget, output = (round_(gate.sigmoid()) for gate in (opened, forget, output))
+        cell = forget * state[1] + round_(opened * round_(new.tanh()))
+        return output * cell.tanh(), cell
+
     def locate(self, hidden: Tensor) -> Tensor:
         """Mean of the next location. (..., hidden_size) -> (..., 2), in (-1, 1) where there is a hidden layer."""
         hidden = hidden if self.config.locator_gradient_into_core else hidden.detach()
-        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            hidden = self.locator[:-1](hidden)
+        if self.config.precision == "bfloat16" and self.config.locator_hidden_size and _rounds_instead(hidden):
+            weight, bias = (self.locator.get_parameter(name) for name in ("0.weight", "0.bias"))
+            hidden = _linear(hidden, weight, bias).relu()
+        else:
+            with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                hidden = self.locator[:-1](hidden)
         mean = self.locator[-1](hidden.float())
         return mean.tanh() if self.config.locator_hidden_size else mean
 
