@@ -217,4 +217,4 @@ def test_without_bfloat16_instructions_the_same_values_come_of_rounded_float32(
             # Sums in another order may round to the neighbour now and then.
             torch.testing.assert_close(mine, autocast, rtol=2**-7, atol=2**-7)
             assert (mine != autocast).float().mean() < 0.02
-            assert autocast.std() > 0.05
+            assert autocast.std() > 0.01
