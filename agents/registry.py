@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
 
@@ -57,6 +57,27 @@ def read_config(folder: RunFolder) -> RunConfig:
     else:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     return folder.read_as(make, agent)
+
+
+def preset(agent: str, task: str) -> RunConfig:
+    """What `python -m agents train AGENT --task TASK` starts from.
+
+    Raises:
+        ValueError: there is no such agent, or no such task.
+    """
+    if agent in ("ppo", "ppo-lstm"):
+        from .sb3.config import preset as preset_of
+
+        return preset_of(cast(Any, agent), task)
+    if agent in ("cnn", "mlp"):
+        from .full_image.config import preset as preset_of_network
+
+        return preset_of_network(cast(Any, agent), task)
+    if agent != "ram":
+        raise ValueError(f"there is no agent {agent!r}")
+    from .ram.config import preset as preset_of_ram
+
+    return preset_of_ram(task)
 
 
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:

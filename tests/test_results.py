@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.analysis.pages import stale_files
 from agents.registry import read_config
 from agents.training.run_folder import RunFolder
 
@@ -14,7 +15,14 @@ ROOT = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for path in ROOT.rglob("config.json"))
 
 
-def test_there_are_runs() -> None:
+def test_the_index_and_the_tables_of_all_pages_are_what_the_runs_say() -> None:
+    stale = [str(path.relative_to(ROOT.parent)) for path, _ in stale_files(ROOT.parent)]
+    assert not stale, "run python -m agents summary --write"
+
+
+def test_the_index_has_a_line_for_each_run() -> None:
+    lines = [json.loads(line) for line in (ROOT / "index.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} == {str(path.relative_to(ROOT)) for path in RUNS}
     assert len(RUNS) >= 184
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from agents.analysis.summary import group, read_numbers, spread, to_markdown
+from agents.analysis.cells import spread
+from agents.analysis.results import read_numbers
+from agents.analysis.summary import group, to_markdown
 from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig

@@ -63,6 +63,12 @@ class RunFolder:
         self.path = Path(path)
         self.command = sys.argv if command is None else command
 
+    @property
+    def name(self) -> str:
+        """What to call the run: its folder's name, and of a folder seed-N the name above it as well."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"seed-\d+", path.name) else path.name
+
     def create(self, agent: str, config: dict[str, Any], *, packages: tuple[str, ...] = (), ranks: int = 1) -> None:
         """Makes the folder and writes config.json.
 

@@ -1,0 +1,224 @@
+"""Results: the runs of a folder, GROUP/TASK/NAME/seed-N, as data; and its index.jsonl, a line for each run."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ram_gym import TASKS
+
+from ..registry import RunConfig, preset, read_config
+from ..training.run_folder import RunError, RunFolder
+
+INDEX = "index.jsonl"
+WHERE_IT_RAN = ("seed", "data_root", "device", "checkpoint_minutes", "validate_every", "cuda_graph", "compile")
+"""Fields of a configuration in which the runs of one row may differ: they change no number beyond rounding."""
+
+
+class RunNumbers(NamedTuple):
+    """What one run is, and what was found of it; None for what was not."""
+
+    path: Path
+    agent: str
+    config: RunConfig
+    seed: int
+    validation_percent: float | None
+    """Validation error of the best checkpoint."""
+    test_percent: float | None
+    """Test error, protocol "single"."""
+    average_percent: float | None
+    """Test error, protocol "average-10"."""
+    scenes: int | None
+    """Scenes trained on."""
+    minutes: float | None
+    """Minutes of training."""
+
+
+def read_numbers(folder: RunFolder) -> RunNumbers:
+    """What config.json and results.json of a run say.
+
+    Raises:
+        RunError: there is no run, or one of the files is damaged.
+    """
+    config = read_config(folder)
+    results = folder.read_json("results.json", {})
+    if not isinstance(results, dict):
+        raise RunError(f"{folder.path}/results.json is damaged: it holds no object")
+
+    def find(entry: str, field: str) -> Any:
+        found = results.get(entry, {})
+        if not isinstance(found, dict):
+            raise RunError(f"{folder.path}/results.json is damaged: {entry!r} is no object, got {found!r}")
+        value = found.get(field)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RunError(f"{folder.path}/results.json is damaged: {field} of {entry!r} is no number, got {value!r}")
+        return value
+
+    if "validation" not in results and (rows := folder.read_metrics()):  # not trained to its end
+        errors = [row["validation_error_percent"] for row in rows if "validation_error_percent" in row]
+        results["validation"] = rows[-1] | ({"error_percent": min(errors)} if errors else {})
+    validation = find("validation", "error_percent")
+    scenes, steps, seconds = (find("validation", field) for field in ("scenes", "steps", "train_seconds"))
+    if scenes is None and steps is not None:
+        # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
+        scenes = steps // config.environment().num_glimpses
+    return RunNumbers(
+        path=folder.path,
+        agent=folder.read_agent(),
+        config=config,
+        seed=config.to_dict()["seed"],
+        validation_percent=find("validation single", "error_percent") if validation is None else validation,
+        test_percent=find("test single", "error_percent"),
+        average_percent=find("test average-10", "error_percent"),
+        scenes=scenes,
+        minutes=None if seconds is None else seconds / 60,
+    )
+
+
+class StoredRun(NamedTuple):
+    """A run of the folder."""
+
+    id: str
+    """GROUP/TASK/NAME/seed-N."""
+    numbers: RunNumbers
+    differs: dict[str, Any]
+    """The fields of its configuration that differ from the preset of its agent and task."""
+    measured: dict[str, Any]
+    """What its results.json holds."""
+    old_name: str
+    """What its folder was called when it was trained."""
+    hardware: str
+    commit: str | None
+    """The commit that it was trained with, where config.json says so."""
+
+    @property
+    def name(self) -> str:
+        """GROUP/TASK/NAME."""
+        return self.id.rpartition("/")[0]
+
+
+class Results:
+    """All runs of a results folder, read from config.json, metrics.jsonl and results.json of each.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        RunError: a run's files are damaged, it does not lie where its configuration says, or runs of one name differ in
+            more than the seed and where they ran.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        runs = [self._read(path.parent) for path in self.root.rglob("config.json")]
+        self.runs = sorted(runs, key=lambda run: (_order(run.name), run.numbers.seed))
+        self.by_name: dict[str, list[StoredRun]] = {}
+        for run in self.runs:
+            self.by_name.setdefault(run.name, []).append(run)
+        for name, (first, *others) in self.by_name.items():
+            for other in others:
+                if fields := differences(other.numbers.config, first.numbers.config):
+                    raise RunError(f"{self.root}/{name}: seeds differ in {', '.join(fields)} too")
+
+    def _read(self, path: Path) -> StoredRun:
+        folder = RunFolder(path)
+        numbers, about = read_numbers(folder), folder.read_about()
+        parts = path.relative_to(self.root).parts
+        if len(parts) != 4 or (parts[1], parts[3]) != (numbers.config.task, f"seed-{numbers.seed}"):
+            wanted = f"GROUP/{numbers.config.task}/NAME/seed-{numbers.seed}"
+            raise RunError(f"{path} must lie at {self.root}/{wanted}, as its config.json says")
+        words = about.get("command", [])
+        out = words[words.index("--out") + 1] if "--out" in words else ""
+        hardware, device = about["hardware"], numbers.config.to_dict()["device"]
+        on_gpu, threads = device.startswith("cuda"), hardware["threads"]
+        cpu = hardware.get("cpu", hardware.get("machine"))  # runs of before it was recorded
+        return StoredRun(
+            id="/".join(parts),
+            numbers=numbers,
+            differs=differences(numbers.config, preset(numbers.agent, numbers.config.task)),
+            measured=folder.read_json("results.json", {}),
+            old_name=Path(out).name,
+            hardware=hardware["gpus"][0] if on_gpu else f"{cpu}, {threads} thread{'s'[: threads > 1]}",
+            commit=about.get("commit"),
+        )
+
+    def select(self, *patterns: str) -> dict[str, list[StoredRun]]:
+        """Runs by name, GROUP/TASK/NAME, seeds in order; names in the order of the patterns, then of the index.
+
+        Raises:
+            ValueError: no run has such a name.
+        """
+        found: dict[str, list[StoredRun]] = {}
+        for pattern in patterns:
+            names = fnmatch.filter(self.by_name, pattern)
+            if not names:
+                raise ValueError(f"{self.root} holds no run {pattern!r}")
+            found |= {name: self.by_name[name] for name in names if name not in found}
+        return found
+
+    def index(self) -> str:
+        """The text of index.jsonl: JSON objects, a line a run."""
+        return "".join(json.dumps(_index_line(run)) + "\n" for run in self.runs)
+
+
+def _order(name: str) -> list[Any]:
+    """Sorts names by group, by task as TASKS has them, then by the alphabet, numbers by their size."""
+    group, task, rest = name.split("/")
+    parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in rest.split("-")]
+    return [group, list(TASKS).index(task), parts]
+
+
+def _index_line(run: StoredRun) -> dict[str, Any]:
+    numbers = run.numbers
+    interval = run.measured.get("test single", {}).get("interval_percent")
+    return {
+        "id": run.id,
+        "agent": numbers.agent,
+        "task": numbers.config.task,
+        "seed": numbers.seed,
+        "differs": run.differs,
+        "scenes": numbers.scenes,
+        "validation_percent": _round(numbers.validation_percent),
+        "test_percent": _round(numbers.test_percent),
+        "test_interval_percent": interval and [_round(bound) for bound in interval],
+        "average_10_percent": _round(numbers.average_percent),
+        "minutes": _round(numbers.minutes, 2),
+        "hardware": run.hardware,
+        "commit": run.commit,
+        "old_name": run.old_name,
+    }
+
+
+def _round(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def differences(config: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """The fields of a configuration that have another value in another one, but for those that change no result."""
+    ours, theirs = (_flatten(json.loads(json.dumps(each.to_dict()))) for each in (config, other))
+    return {
+        name: value for name, value in ours.items() if name not in WHERE_IT_RAN and theirs.get(name, value) != value
+    }
+
+
+def _flatten(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of nested configurations among the others, as the command line has them."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= _flatten(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def as_options(fields: dict[str, Any]) -> str:
+    """Fields of a configuration as options of the command line."""
+    words = []
+    for name, value in fields.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{option}")
+        else:
+            words.append(" ".join([f"--{option}", *map(str, value if isinstance(value, list) else [value])]))
+    return " ".join(words)
