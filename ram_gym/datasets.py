@@ -8,19 +8,19 @@ last two test.
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ram_gym import downloads
 from ram_gym.config import SPLITS
 from ram_gym.coordinates import as_numpy
+from ram_gym.downloads import DATA_ROOT_VARIABLE, DatasetError
 
-DATA_ROOT_VARIABLE = "RAM_GYM_DATA"
 VALIDATION_SIZE = 10_000
 
 
@@ -35,38 +35,7 @@ class Dataset(NamedTuple):
     """Number L of classes."""
 
 
-class DatasetError(ValueError):
-    """A dataset is not there, or is not what it should be."""
-
-
-class _Source(NamedTuple):
-    torchvision_name: str
-    md5: dict[str, str]  # of the unpacked files, where known
-
-
-# The checksums of torchvision are those of the packed files, which it removes after unpacking.
-_TORCHVISION = {
-    "mnist": _Source(
-        "MNIST",
-        {
-            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-        },
-    ),
-    "fashion-mnist": _Source(
-        "FashionMNIST",
-        {
-            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-        },
-    ),
-    "kmnist": _Source("KMNIST", {}),
-}
-DATASET_NAMES = ("digits", *_TORCHVISION)
+DATASET_NAMES = ("digits", *downloads.SOURCES)
 
 
 def default_data_root() -> Path:
@@ -89,7 +58,7 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
             a mapping from split names to any of the last two; the number of classes is that of all splits.
         split: "train", "validation" or "test".
         data_root: the folder with torchvision's datasets; None: see `default_data_root`. A dataset that is not there
-            is downloaded where there is a network. Only the MNIST family reads it.
+            is downloaded, by one process where several need it. Only the MNIST family reads it.
 
     Returns:
         The split's images and labels, and the number of classes, one more than the largest label. A named dataset is
@@ -107,9 +76,9 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
     if isinstance(source, str):
         if source == "digits":
             return _load_digits(split)
-        if source in _TORCHVISION:
+        if source in downloads.SOURCES:
             root = Path(data_root).expanduser() if data_root is not None else default_data_root()
-            return _load_torchvision(source, split, str(root.absolute()))
+            return _load_downloaded(source, split, root.absolute())
         raise DatasetError(f"dataset must be one of {', '.join(DATASET_NAMES)} or your own images, got {source!r}")
     if isinstance(source, Mapping):
         if split not in source:
@@ -138,6 +107,8 @@ def _from_user(source: Any) -> Dataset:
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach") and str(value.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        value = value.float()  # NumPy has no such floats
     try:
         return np.asarray(as_numpy(value))
     except (TypeError, ValueError) as error:
@@ -222,53 +193,11 @@ def _load_digits(split: str) -> Dataset:
 
 
 @functools.cache
-def _load_torchvision(name: str, split: str, root: str) -> Dataset:
-    from torchvision import datasets
-
-    source = _TORCHVISION[name]
-    is_train = split != "test"
-    folder = Path(root) / source.torchvision_name / "raw"
-    # Under the dataset's own name, which is its folder's. Files of torchvision before 0.9 are not read: unlike the raw
-    # ones they have no known checksum.
-    base = getattr(datasets, source.torchvision_name)
-    make = type(base.__name__, (base,), {"_check_legacy_exist": lambda _: False})
-    loaded = _read_or_download(name, make, root, folder, is_train)
-    images, labels = loaded.data.numpy(), loaded.targets.numpy()
-    expected = 60_000 if is_train else 10_000
-    if images.shape != (expected, 28, 28) or labels.shape != (expected,) or labels.max() > 9:
-        raise _damaged(folder, f"expected {expected} images of 28x28 and as many labels 0 to 9, got {images.shape}")
-    prefix = "train" if is_train else "t10k"
-    for file, md5 in source.md5.items():
-        if file.startswith(prefix) and hashlib.md5((folder / file).read_bytes()).hexdigest() != md5:
-            raise _damaged(folder / file, "its md5 is not the published one")
+def _load_downloaded(name: str, split: str, root: Path) -> Dataset:
+    images, labels = downloads.read(name, split != "test", root)
     kept = {
-        "train": slice(0, expected - VALIDATION_SIZE),
-        "validation": slice(expected - VALIDATION_SIZE, expected),
+        "train": slice(0, len(images) - VALIDATION_SIZE),
+        "validation": slice(len(images) - VALIDATION_SIZE, None),
         "test": slice(None),
     }[split]
     return _frozen(images[kept, None], labels[kept].astype(np.int64), 10)
-
-
-def _read_or_download(name: str, make: Callable[..., Any], root: str, folder: Path, is_train: bool) -> Any:
-    """The torchvision dataset at `root`, downloaded if it is not there."""
-    try:
-        return make(root, train=is_train, download=False)
-    except RuntimeError as error:
-        if "not found" not in str(error):
-            raise _damaged(folder, str(error)) from error
-    except Exception as error:  # torchvision meets damaged files with whatever error they lead to
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
-    try:
-        return make(root, train=is_train, download=True)
-    except Exception as error:
-        command = f'python -c "import ram_gym; ram_gym.load_dataset({name!r}, data_root={root!r})"'
-        raise DatasetError(
-            f"dataset {name!r} is not in {folder} and could not be downloaded ({error}). With a network, fetch it by\n"
-            f"    {command}\n"
-            f"or point data_root (or ${DATA_ROOT_VARIABLE}) at a folder that has it. "
-            "The digits need no files: task digits, RamGym/Digits-v0."
-        ) from error
-
-
-def _damaged(path: Path, why: str) -> DatasetError:
-    return DatasetError(f"{path} is damaged: {why}. Remove it, so that it is downloaded again.")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
-    {"config", "coordinates", "files", "kernels"},
+    {"config", "coordinates", "downloads", "files", "kernels"},
     {"arguments", "retina", "scenes", "datasets", "rendering", "statistics"},
     {"env"},
     {"vector_env"},
