@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from typing import Any, Literal
+
+from ram_gym.arguments import as_integer
 
 Split = Literal["train", "validation", "test"]
 Composition = Literal["add", "overwrite"]
@@ -75,12 +76,12 @@ class GlimpseConfig:
             value = getattr(self, name)
             if name == "scene_seed" and value is None:
                 continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            number = as_integer(value)
+            if number is None:
                 raise TypeError(f"{name} must be an int, got {value!r}")
-            value = operator.index(value)
-            object.__setattr__(self, name, value)
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}")
+            object.__setattr__(self, name, number)
+            if number < low:
+                raise ValueError(f"{name} must be at least {low}, got {number}")
         if not isinstance(self.dataset, str):
             raise TypeError(f"dataset must be a name (str), got {type(self.dataset).__name__}")
         if self.data_root is not None:

@@ -20,7 +20,12 @@ Array = Any
 
 def as_numpy(value: Any) -> Any:
     """A tensor as an array, whatever its device and gradient; anything else as it is."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        return value.numpy(force=True)
+    except TypeError:  # NumPy has neither bfloat16 nor float8
+        return value.float().numpy(force=True)
 
 
 def clip_locations(locations: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from ram_gym import scenes
+from ram_gym.arguments import as_integer, check_actions, numbers
 from ram_gym.config import GlimpseConfig
 from ram_gym.statistics import Comparison, wilson_percent
 from ram_gym.vector_env import GlimpseVectorEnv
@@ -240,8 +241,10 @@ def evaluate(
     episodes = env.num_images if episodes is None else episodes
     if env.config.fixed_scene_seed is None:
         raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
-    if isinstance(episodes, bool) or not hasattr(episodes, "__index__") or not 1 <= episodes <= env.num_images:
+    number = as_integer(episodes)
+    if number is None or not 1 <= number <= env.num_images:
         raise ValueError(f"episodes must be an int in 1 to {env.num_images}, the images of the split, got {episodes!r}")
+    episodes = number
     batches, seconds = [], 0.0
     for start in range(0, episodes, env.num_envs):
         began = time.perf_counter()
@@ -251,7 +254,6 @@ def evaluate(
         integers, numbers = (part[:count].cpu() for part in _play(policy, env, index, NUM_ROLLOUTS[protocol]))
         seconds += time.perf_counter() - began
         if not integers[:, 0].all():
-            _forget_bad_actions(env)
             raise ValueError(
                 f"policy {policy.name!r}: a location or a log-probability is NaN or infinite, or a label "
                 f"is not in [0, {env.num_classes})"
@@ -295,20 +297,21 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             seeds = torch.full_like(index, env.config.fixed_scene_seed or 0)
             keys = scenes.scene_keys(index, seeds, env.config.split)
             options["location"] = scenes.first_locations(keys, rollout)
-        if rollout == 0:
-            observation, _ = env.reset(options=options)
-        else:
-            with _blaming(policy):  # for what a device reports late
-                observation, _ = env.reset(options=options)
+        observation, _ = env.reset(options=options)
         state = None
         for _ in range(env.config.num_glimpses):
             place = observation["location"].clone()
             action, state = _act(policy, observation, state)
+            given = {key: value for key, value in action.items() if key != "log_probabilities"}
             with _blaming(policy):
-                observation, _, _, _, info = env.step({k: v for k, v in action.items() if k != "log_probabilities"})
-            location, label = (torch.as_tensor(action[key], device=env.device) for key in ("location", "label"))
-            label = label.to(torch.int64)  # PyTorch does not compare all kinds of integers
-            is_fit &= location.isfinite().all(-1) & (label >= 0) & (label < env.num_classes)
+                checked = check_actions(given, env.num_classes, env.num_envs, env.device)
+            # What is bad on a GPU goes no further: the environment has nothing to report later.
+            (location, is_finite), (label, is_label) = (part.or_zero() for part in checked)
+            if is_finite is not None:
+                is_fit &= is_finite.all(-1)
+            if is_label is not None:
+                is_fit &= is_label
+            observation, _, _, _, info = env.step({"location": location, "label": label})
             if rollout == 0:
                 numbers.append(place)
                 integers.append(label)
@@ -323,14 +326,6 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
         prediction = total.argmax(-1)
     found = (is_fit.to(torch.int64), info["label"], prediction, *integers)
     return torch.stack(found, 1), torch.cat(numbers, 1)
-
-
-def _forget_bad_actions(env: GlimpseVectorEnv) -> None:
-    """Lets the environment report what a GPU told late, so that the next to play is not blamed for it."""
-    for _ in range(2):
-        with suppress(ValueError):
-            env.reset()
-        env.labels.cpu()  # the report has travelled to the host once this has
 
 
 def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
@@ -351,19 +346,13 @@ def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[
 def _log_probabilities(policy: Policy, action: dict[str, Any], env: GlimpseVectorEnv) -> Tensor:
     if "log_probabilities" not in action:
         raise ValueError(f"policy {policy.name!r} gives no log_probabilities, which protocol average-10 needs")
-    given = action["log_probabilities"]
-    try:
-        logs = torch.as_tensor(given, device=env.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"policy {policy.name!r}: log_probabilities must be numbers, got {type(given).__name__}: {error}"
-        ) from error
-    if logs.shape != (env.num_envs, env.num_classes):
-        raise ValueError(
-            f"policy {policy.name!r}: log_probabilities must have shape {(env.num_envs, env.num_classes)}, "
-            f"got {tuple(logs.shape)}"
-        )
-    return logs
+    shape = (env.num_envs, env.num_classes)
+    with _blaming(policy):
+        given = action["log_probabilities"]
+        logs = numbers("log_probabilities", given, f"numbers {shape}", env.device)
+        if tuple(logs.shape) != shape:
+            raise ValueError(f"log_probabilities must be numbers {shape}, got shape {tuple(logs.shape)}")
+    return torch.as_tensor(logs, device=env.device)
 
 
 @contextmanager

@@ -18,6 +18,10 @@ from ram_gym import scenes
 from ram_gym.arguments import (
     MAX_SEED,
     Checked,
+    DeferredChecks,
+    check_actions,
+    check_device,
+    check_integer,
     check_integers,
     check_keys,
     check_locations,
@@ -41,6 +45,9 @@ from ram_gym.retina import (
 )
 
 Output = Literal["numpy", "torch"]
+
+MAX_LANES = 2**31
+"""Lanes are fewer: more than any memory holds."""
 
 
 class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
@@ -119,15 +126,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         render_mode: str | None = None,
         **overrides: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs must be a positive int, got {num_envs!r}")
-        num_envs = int(num_envs)
+        num_envs = check_integer("num_envs", num_envs, MAX_LANES, low=1)
         if output not in ("numpy", "torch"):
             raise ValueError(f"output must be 'numpy' or 'torch', got {output!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs = num_envs
-        self.device = torch.device(device)
+        self.device = check_device(device)
         self.output = output
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -165,10 +170,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._placement: scenes.Placement | None = None
         self._pyramid: Tensor | None = None
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
-        self._are_good: list[Tensor] = []  # of values that came on a GPU, not yet in the flag
-        self._got_bad_value = torch.zeros((), dtype=torch.bool, device=self.device)
-        is_pinned = self.device.type == "cuda" and torch.cuda.is_available()
-        self._bad_value_on_host = torch.zeros((), dtype=torch.bool, pin_memory=is_pinned)
+        self._deferred = DeferredChecks(self.device)
 
     # ------------------------------------------------------------------------------------------ Gymnasium's interface
 
@@ -185,15 +187,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         checked_scene_seed = self._check_integers("scene_seed", options, 2**63)
         checked_location = None
         if options.get("location") is not None:
-            shapes = ((2,), (self.num_envs, 2))
-            checked_location = check_locations("options['location']", options["location"], shapes, self.device)
+            name = "options['location']"
+            checked_location = check_locations(name, options["location"], self.num_envs, self.device)
         seeds = check_seeds(seed, self.num_envs)
         if not self._has_begun and mask is not None and not mask.all():
             raise ValueError("options['reset_mask'] must be True everywhere at the first reset")
-        index, scene_seed, location = map(self._note, (checked_index, checked_scene_seed, checked_location))
-        self._report_bad_values()
-        if location is not None:
-            location = location.expand(self.num_envs, 2)
+        index, scene_seed, location = map(self._deferred.take, (checked_index, checked_scene_seed, checked_location))
+        self._deferred.report()
         is_open = [given is None for given in seed] if isinstance(seed, list | tuple) else []
         if any(is_open) and seeds is not None:
             drawn = torch.as_tensor(self.np_random.integers(MAX_SEED, size=self.num_envs))
@@ -221,7 +221,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if not self._has_begun or (mode == AutoresetMode.DISABLED and np.count_nonzero(self._is_over)):
             lanes = np.flatnonzero(self._is_over)[:8].tolist() if self._has_begun else "all"
             raise gym.error.ResetNeeded(f"lanes {lanes} have no running episode: call reset() before step()")
-        location, label = self._check_action(actions)
+        checked = check_actions(actions, self.num_classes, self.num_envs, self.device)
+        location, label = map(self._deferred.take, checked)
 
         starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
         num_steps = self._num_steps + ~starting
@@ -229,7 +230,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         num_starting, num_answering = np.count_nonzero(starting), np.count_nonzero(answering)
         num_looking = self.num_envs - num_starting - num_answering
         if num_answering:
-            self._report_bad_values()
+            self._deferred.report()
         self._num_steps, self._is_over = num_steps, answering.copy()
 
         terminated = self._mask_tensor(answering)
@@ -412,49 +413,11 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         if not self._has_begun:
             raise gym.error.ResetNeeded("no episode has begun: call reset() first")
 
-    def _check_action(self, actions: Any) -> tuple[Tensor, Tensor]:
-        """Locations float32 (N, 2) and labels int64 (N,), on the device."""
-        check_keys("actions", actions, ("location", "label"), required=True)
-        shapes = ((self.num_envs, 2),)
-        location = check_locations("actions['location']", actions["location"], shapes, self.device)
-        name, label = "actions['label']", actions["label"]
-        if np.ndim(label) != 1:
-            got = f"shape {np.shape(label)}" if np.ndim(label) else repr(label)
-            raise ValueError(f"{name} must be integers ({self.num_envs},), got {got}")
-        labels = check_integers(name, label, self.num_classes, self.num_envs, self.device)
-        return self._note(location), self._note(labels)
-
     def _check_integers(self, key: str, options: dict[str, Any], bound: int) -> Checked | None:
         """An option, int64 (N,) on the device; 0 where it is bad."""
         if options.get(key) is None:
             return None
-        value, is_good = check_integers(f"options['{key}']", options[key], bound, self.num_envs, self.device)
-        return Checked(value if is_good is None else torch.where(is_good, value, 0), is_good)
-
-    def _note(self, checked: Checked | None) -> Any:
-        """The value; that some of it may not be used is noted where only the device knows."""
-        if checked is None:
-            return None
-        if checked.is_good is not None:
-            self._are_good.append(checked.is_good.flatten().to(self.device))
-        return checked.value
-
-    def _report_bad_values(self) -> None:
-        """Raises for bad values that came on another device than the CPU, those it has met by now.
-
-        The flag travels to the host behind the running work, so nothing waits.
-        """
-        if self.device.type == "cpu":
-            return
-        if bool(self._bad_value_on_host):
-            self._are_good = []
-            self._got_bad_value.fill_(False)
-            self._bad_value_on_host.copy_(self._got_bad_value)  # behind the copies that are under way
-            raise ValueError("an earlier reset or step got a NaN or infinite location, or a number out of range")
-        if self._are_good:
-            self._got_bad_value |= ~torch.cat(self._are_good).all()
-            self._are_good = []
-        self._bad_value_on_host.copy_(self._got_bad_value, non_blocking=True)
+        return check_integers(f"options['{key}']", options[key], bound, self.num_envs, self.device).or_zero()
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

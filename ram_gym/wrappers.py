@@ -18,7 +18,8 @@ from gymnasium import spaces
 from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ram_gym.coordinates import Array, as_numpy
+from ram_gym.arguments import numbers
+from ram_gym.coordinates import Array
 
 GRID_SIZE = 7
 """Default number of grid cells along each axis of the canvas."""
@@ -97,7 +98,7 @@ class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruct
 
     def action(self, action: Any) -> dict[str, Any]:
         """The environment's own action."""
-        array = _checked(np.asarray(as_numpy(action)), self.coding.space.shape, self.coding.space)
+        array = _checked(numbers("action", action, "numbers"), self.coding.space.shape, self.coding.space)
         decoded = self.coding.decode(array[None])
         return {"location": decoded["location"][0], "label": int(decoded["label"][0])}
 
@@ -111,7 +112,7 @@ class _VectorWrapper(VectorActionWrapper):
 
     def actions(self, actions: Any) -> dict[str, Any]:
         """The environment's own actions."""
-        array = actions.detach() if hasattr(actions, "detach") else np.asarray(actions)
+        array = numbers("action", actions, "numbers", actions.device if is_torch_array(actions) else None)
         expected = (self.num_envs, *(self.coding.space.shape or ()))
         return self.coding.decode(_checked(array, expected, self.coding.space))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ram_gym import retina, scenes
+from ram_gym import arguments, retina, scenes
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -59,6 +59,12 @@ def small_images() -> tuple[np.ndarray, np.ndarray]:
     """Twenty random 6x5 images of five classes."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (20, 6, 5), dtype=np.uint8), np.arange(20) % 5
+
+
+@pytest.fixture
+def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments are checked as on a GPU: what comes as a tensor is not read, and what is bad is reported later."""
+    monkeypatch.setattr(arguments, "_is_host", lambda device: device is None)
 
 
 @pytest.fixture

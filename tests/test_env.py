@@ -96,7 +96,7 @@ def test_episodes_of_one_seed_cover_the_images_evenly(small_images: tuple) -> No
 BAD_ACTIONS = [
     ({"location": (np.nan, 0), "label": 0}, "finite"),
     ({"location": (0, np.inf), "label": 0}, "finite"),
-    ({"location": (0, 0, 0), "label": 0}, r"shape \(2,\)"),
+    ({"location": (0, 0, 0), "label": 0}, r"\(2,\), \(x, y\), got shape \(3,\)"),
     ({"location": "here", "label": 0}, "numbers"),
     ({"location": (0, 0), "label": 5}, r"\[0, 5\)"),
     ({"location": (0, 0), "label": -1}, r"\[0, 5\)"),

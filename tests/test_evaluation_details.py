@@ -140,7 +140,7 @@ GOOD = {"location": torch.zeros(7, 2), "label": torch.zeros(7, dtype=torch.int64
         (GOOD, r"policy 'odd': act must return \(action, state\), got dict"),
         ((1, 2, 3), r"policy 'odd': act must return \(action, state\), got tuple"),
         ((torch.zeros(7, 2), None), "policy 'odd': the action must be a dict with location and label, got Tensor"),
-        (({**GOOD, "location": torch.zeros(3, 2)}, 0), r"policy 'odd': .*location.* \(7, 2\), got \(3, 2\)"),
+        (({**GOOD, "location": torch.zeros(3, 2)}, 0), r"policy 'odd': .*location.* \(7, 2\), .* got shape \(3, 2\)"),
         (({**GOOD, "label": torch.zeros(7)}, 0), "policy 'odd': .*label.*integers"),
         (({**GOOD, "label": torch.full((7,), 5)}, 0), r"policy 'odd': .*label.*\[0, 5\)"),
         (({**GOOD, "location": np.full((7, 2), np.inf)}, 0), "policy 'odd': .*location.*finite"),
@@ -157,8 +157,8 @@ def test_bad_actions_name_the_policy(small_images: tuple, answer: Any, message: 
     [
         (torch.full((7, 5), torch.nan), "policy 'odd': .*NaN"),
         (torch.full((7, 5), torch.inf), "policy 'odd': .*infinite"),
-        (None, "policy 'odd': log_probabilities must be numbers, got NoneType"),
-        (torch.zeros(7, 9), r"policy 'odd': log_probabilities must have shape \(7, 5\), got \(7, 9\)"),
+        (None, r"policy 'odd': log_probabilities must be numbers \(7, 5\), got None"),
+        (torch.zeros(7, 9), r"policy 'odd': log_probabilities must be numbers \(7, 5\), got shape \(7, 9\)"),
     ],
 )
 def test_bad_log_probabilities_name_the_policy(small_images: tuple, logs: Any, message: str) -> None:
@@ -209,13 +209,18 @@ def test_what_is_no_policy_is_refused(small_images: tuple) -> None:
         evaluate(lambda observation: observation, make(small_images))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: bad actions are reported late there")
+@pytest.mark.usefixtures("deferred")
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))],
+)
 @pytest.mark.parametrize("protocol", ["single", "average-10"])
-def test_bad_actions_name_the_policy_on_a_gpu(small_images: tuple, protocol: Any) -> None:
-    env = make(small_images, device="cuda")
-    logs = torch.zeros(7, 5, device="cuda")
+def test_bad_actions_name_the_policy_on_a_gpu(small_images: tuple, protocol: Any, device: str) -> None:
+    env = make(small_images, device=device)
+    logs = torch.zeros(7, 5, device=device)
     for change in ({"location": torch.full((7, 2), torch.nan)}, {"label": torch.full((7,), 5)}):
-        action = {key: value.cuda() for key, value in {**GOOD, **change}.items()}
+        action = {key: value.to(device) for key, value in {**GOOD, **change}.items()}
         with pytest.raises(ValueError, match="policy 'odd'"):
             evaluate(Odd(({**action, "log_probabilities": logs}, 0)), env, protocol=protocol)
-        env.reset()
+        for _ in range(3):  # and nobody else is blamed
+            env.reset()

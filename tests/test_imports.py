@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
-    {"config", "coordinates", "downloads", "files", "kernels"},
-    {"arguments", "retina", "scenes", "datasets", "rendering", "statistics"},
+    {"coordinates", "downloads", "files", "kernels"},
+    {"arguments"},
+    {"config"},
+    {"retina", "scenes", "datasets", "rendering", "statistics"},
     {"env"},
     {"vector_env"},
     {"wrappers", "evaluation"},

@@ -156,7 +156,7 @@ def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(fields: dict, fak
     """Where there is no GPU, fake tensors stand in for it: reading a number, or mixing devices, is an error."""
     config = digits(device="cuda", **fields)
     env = make_env(config.environment(), "cuda", config.batch_size * config.rollouts)
-    env._report_bad_values = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
+    env._deferred.report = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
     with torch.device("cuda"):
         model = RecurrentAttentionModel(64, 10, config)
     learner = Learner(model, env, config, None)  # type: ignore[arg-type]  # a CUDA generator needs a GPU
