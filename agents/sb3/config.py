@@ -133,9 +133,14 @@ class Sb3Config:
         return max(1, round(self.evaluate_every / self.rollout_steps))
 
     @property
+    def total_steps(self) -> int:
+        """Environment steps in the whole run: total_timesteps rounded up to whole rollouts."""
+        return math.ceil(self.total_timesteps / self.rollout_steps) * self.rollout_steps
+
+    @property
     def epochs(self) -> int:
         """Evaluations in the whole run; the last epoch may be shorter."""
-        return math.ceil(math.ceil(self.total_timesteps / self.rollout_steps) / self.rollouts_per_epoch)
+        return math.ceil(self.total_steps / (self.rollout_steps * self.rollouts_per_epoch))
 
     def hyperparameters(self) -> dict[str, Any]:
         """The run as RL Zoo writes it down; models are built from it too, so that both are the same.

@@ -1,17 +1,14 @@
-"""Environments, models and policies of a Stable-Baselines3 run; and loading a run, without unpickling anything."""
+"""Environments, models and policies of a Stable-Baselines3 run; and loading a run."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import Tensor
 
@@ -21,14 +18,12 @@ from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
 
 from ..scripted import ScriptedLocator, make_locator
 from ..training.environment import check_device
-from ..training.run_folder import RunError, RunFolder
+from ..training.run_folder import RunFolder
 from . import network as policies
 from .algorithms import LabelledPPO, LabelledRecurrentPPO
+from .checkpoint import BEST, load_checkpoint
 from .config import Sb3Config
 from .network import GlimpseLstmPolicy, GlimpsePolicy, label_logits
-
-RUN_ENTRY = "run.json"
-"""What a checkpoint zip holds beside Stable-Baselines3's own files: how far the run was."""
 
 
 class EveryAnswerVecEnv(GlimpseVecEnv):
@@ -164,33 +159,6 @@ def make_policy(
     return Sb3Policy(policy, env, config, name, make_locator(locator, env, generator))
 
 
-def save_checkpoint(model: Any, folder: RunFolder, name: str, about: dict[str, Any]) -> None:
-    """Writes a model as Stable-Baselines3 does, with one entry more, whole or not at all."""
-    temporary = folder.path / f".{name}.tmp.zip"
-    model.save(temporary)
-    with zipfile.ZipFile(temporary, "a") as archive:
-        archive.writestr(RUN_ENTRY, json.dumps(about, allow_nan=False))
-    temporary.replace(folder.path / name)
-
-
-def read_checkpoint(folder: RunFolder, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights of a checkpoint, on the CPU, and how far the run was. Runs no code that it may hold.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
-    path = folder.path / name
-    if not path.is_file():
-        raise RunError(f"{folder.path} has no checkpoint {name} yet")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read(RUN_ENTRY))
-        _, parameters, _ = load_from_zip_file(path, load_data=False, device="cpu")
-    except Exception as error:
-        raise RunError(f"{path} is damaged and cannot be read: {error}") from error
-    return parameters, about
-
-
 class TrainedPolicy(NamedTuple):
     """What a run folder holds."""
 
@@ -209,13 +177,9 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     """
     config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
     config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
-    parameters, about = read_checkpoint(folder, "best_model.zip")
     env = make_env(config, config.environment().replace(split="validation"), 1)
     make, options = _policy(config)
     policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
-    try:
-        policy.load_state_dict(parameters["policy"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(f"{folder.path}/best_model.zip does not fit its config.json: {error}") from error
+    state = load_checkpoint(folder, BEST, policy)
     policy.set_training_mode(False)
-    return TrainedPolicy(policy, config, about["epoch"])
+    return TrainedPolicy(policy, config, state.epoch)

@@ -27,11 +27,11 @@ from ..training.interrupts import noted_interrupts
 from ..training.loop import TrainResult
 from ..training.progress import Report
 from ..training.run_folder import RunError, RunFolder
+from .checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint
 from .config import Sb3Config
-from .policy import make_env, make_model, read_checkpoint, save_checkpoint
+from .policy import make_env, make_model
 
 PACKAGES = ("stable-baselines3", "sb3-contrib")
-BEST, LAST = "best_model.zip", "last_model.zip"
 
 
 class RunCallback(EvalCallback):
@@ -72,18 +72,32 @@ class RunCallback(EvalCallback):
         """Environment steps in a whole epoch."""
         return self.config.rollout_steps * self.config.rollouts_per_epoch
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
-        best = {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
-        steps = {"steps": self.num_timesteps, "updates": self.model._n_updates}
-        return {"epoch": self.epoch, "seconds": self.seconds, **steps, **best}
+    def state(self) -> RunState:
+        """How far the run is."""
+        return RunState(
+            epoch=self.epoch,
+            seconds=self.seconds,
+            steps=self.num_timesteps,
+            updates=self.model._n_updates,
+            best_error=self.best[0] if self.best[1] else None,
+            best_epoch=self.best[1],
+        )
 
-    def restore(self, about: dict[str, Any]) -> None:
-        """Goes back to where a checkpoint was written."""
-        self.epoch, self.seconds = about["epoch"], about["seconds"]
-        if about["best_epoch"]:
-            self.best = (about["best_error"], about["best_epoch"])
-            self.best_mean_reward = 1 - about["best_error"] / 100
+    def restore(self, state: RunState) -> None:
+        """Goes back to where a checkpoint was written.
+
+        Raises:
+            ValueError: this run comes to no epoch that ends after so many steps.
+        """
+        ends = min(state.epoch * self.epoch_steps, self.config.total_steps)
+        if not 1 <= state.epoch <= self.config.epochs or state.steps != ends:
+            raise ValueError(
+                f"epoch must be in 1 to {self.config.epochs} and steps {ends}, got {state.epoch} and {state.steps}"
+            )
+        self.epoch, self.seconds = state.epoch, state.seconds
+        if state.best_error is not None:
+            self.best = (state.best_error, state.best_epoch)
+            self.best_mean_reward = 1 - state.best_error / 100
 
     def _on_training_start(self) -> None:
         self._began, self._steps_before = time.perf_counter(), self.num_timesteps
@@ -145,12 +159,12 @@ class RunCallback(EvalCallback):
 
     def _save(self, name: str) -> None:
         if self.folder is not None:
-            save_checkpoint(self.model, self.folder, name, self.about())
+            save_checkpoint(self.model, self.folder, name, self.state())
 
     def _tell(self, now: float) -> None:
         if self.report is None:
             return
-        total = math.ceil(self.config.total_timesteps / self.config.rollout_steps) * self.config.rollout_steps
+        total = self.config.total_steps
         speed = (self.num_timesteps - self._steps_before) / max(now - self._began, 1e-9)
         text = [f"epoch {min(self.epoch + 1, self.config.epochs)}/{self.config.epochs}"]
         if self.last_metrics is not None:
@@ -195,13 +209,12 @@ def train(
             if not resume:
                 folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
             elif (folder.path / LAST).exists():
-                parameters, about = read_checkpoint(folder, LAST)
+                state = load_checkpoint(folder, LAST, model.policy, model.policy.optimizer)
                 try:
-                    model.set_parameters(parameters, exact_match=True, device=config.device)
-                except (KeyError, ValueError, RuntimeError) as misfit:
+                    callback.restore(state)
+                except ValueError as misfit:
                     raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {misfit}") from misfit
-                model.num_timesteps, model._n_updates = about["steps"], about["updates"]
-                callback.restore(about)
+                model.num_timesteps, model._n_updates = state.steps, state.updates
             folder.truncate_metrics(callback.epoch)
             callback.last_metrics = next(reversed(folder.read_metrics()), None)
             if callback.epoch < config.epochs:
