@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces.utils import flatten
+from torch.optim.swa_utils import AveragedModel
 
 from ram_gym import GlimpseEnv, GlimpseVectorEnv, as_policy, evaluate
 from ram_gym.adapters.policies import Sb3Policy
@@ -75,6 +77,64 @@ def test_what_cannot_play_is_refused_by_name(env: GlimpseVectorEnv) -> None:
         evaluate(as_policy(lambda observation, state: stay(observation), name="stay"), env)
 
 
+class Remembers(torch.nn.Module):
+    def forward(self, observation: dict[str, torch.Tensor], state: torch.Tensor | None = None) -> Any:
+        taken = 1 if state is None else state + 1
+        label = observation["location"][:, 0].long() * 0 + taken
+        return {"location": -observation["location"], "label": label}, label
+
+
+class Scriptable(torch.nn.Module):
+    def forward(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"location": -observation["location"], "label": observation["location"][:, 0].long() * 0 + 1}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        partial(torch.compile, backend="eager"),
+        torch.nn.DataParallel,
+        AveragedModel,
+        lambda module: torch.compile(torch.nn.DataParallel(module), backend="eager"),
+    ],
+    ids=["compile", "DataParallel", "AveragedModel", "both"],
+)
+def test_wrapped_modules_play_as_what_they_wrap(env: GlimpseVectorEnv, wrap: Any) -> None:
+    for module, answers in ((Remembers(), [1, 2, 3]), (Scriptable(), [1, 1, 1])):
+        policy = as_policy(wrap(module), answers_early=True)
+        assert policy.name == type(module).__name__
+        played = evaluate(policy, env, episodes=12)
+        assert played.answers.tolist() == [answers] * 12
+        assert torch.equal(played.locations[:, 1], -played.locations[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
+def test_traced_and_scripted_modules_play(env: GlimpseVectorEnv) -> None:
+    observation, _ = env.reset()
+    state = torch.zeros(10, dtype=torch.int64)
+    traced = torch.jit.trace(Scriptable(), (observation,), strict=False)
+    for module in (traced, torch.jit.script(Scriptable()), torch.compile(traced, backend="eager")):
+        policy = as_policy(module)
+        assert policy.name == "Scriptable"
+        played = evaluate(policy, env, episodes=12)
+        assert played.answers.tolist() == [[1, 1, 1]] * 12
+        assert torch.equal(played.locations[:, 1], -played.locations[:, 0])
+    remembers = torch.jit.trace(Remembers(), (observation, state), strict=False)
+    observation, _ = env.reset()
+    action, state = as_policy(remembers).act(observation, state + 4)
+    assert action["label"].tolist() == state.tolist() == [5] * 10
+
+
+def test_wrapped_modules_that_cannot_play_are_refused_by_name() -> None:
+    class Wants(torch.nn.Module):
+        def forward(self, a: Any, b: Any, c: Any) -> Any:
+            return a
+
+    for module in (torch.nn.DataParallel(Wants()), torch.compile(Wants(), backend="eager")):
+        with pytest.raises(ValueError, match=r"policy 'Wants' must take .*got \(a"):
+            as_policy(module)
+
+
 sb3 = pytest.importorskip("stable_baselines3")
 contrib = pytest.importorskip("sb3_contrib")
 WRAPPERS = {"multi": MultiDiscreteAction, "discrete": DiscreteAction, "box": BoxAction}
@@ -106,6 +166,38 @@ def test_sb3_models_answer_as_in_the_environment_they_train_in(
     if is_flat:
         seen, _ = single.unwrapped.reset(options={"index": 0})
         assert np.array_equal(flatten(space, seen), np.concatenate([seen["glimpse"].ravel(), seen["location"]]))
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_models_behind_vec_normalize_see_what_they_were_trained_on(is_flat: bool) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    shape: dict[str, Any] = {"dataset": "digits", "num_glimpses": 1, "patch_size": 7, "scale_factor": 4}
+    num = 100
+
+    def make(split: str, num_envs: int) -> Any:
+        def wrapped(**options: Any) -> Any:
+            single: Any = BoxAction(GlimpseEnv(**shape, split=split))
+            return gym.wrappers.FlattenObservation(single) if is_flat else single
+
+        return make_vec_env(wrapped, num_envs, seed=0)
+
+    normalized = VecNormalize(make("train", 64), norm_reward=False)
+    model = sb3.PPO("MlpPolicy" if is_flat else "MultiInputPolicy", normalized, seed=0, n_steps=8, batch_size=128)
+    model.learn(1_024)
+    normalized.training = False
+    env = GlimpseVectorEnv(num, split="test", output="torch", autoreset_mode="Disabled", **shape)
+    evaluation = evaluate(as_policy(model, env=env), env, episodes=num)
+    theirs = VecNormalize(make("test", num), training=False, norm_reward=False)
+    theirs.obs_rms = normalized.obs_rms
+    theirs.venv.set_options([{"index": index} for index in range(num)])
+    rewards, _ = evaluate_policy(model, theirs, num, return_episode_rewards=True)
+    assert evaluation.is_right.tolist() == [reward == 1 for reward in rewards]  # type: ignore[union-attr]
+    raw = Sb3Policy(model, env)
+    raw.normalize = lambda given: given  # type: ignore[method-assign]
+    assert evaluate(raw, env, episodes=num).predictions.tolist() != evaluation.predictions.tolist()
 
 
 class Model:

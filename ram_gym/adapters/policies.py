@@ -27,7 +27,8 @@ def as_policy(
             A function or a `torch.nn.Module`: `player(observation)` gives an action, or `player(observation, state)`
             an action and the next state. Observations hold tensors on the environment's device; the state is None at
             the first step. An action is a dict of `location` (N, 2) and `label` (N,), tensors or arrays, and may have
-            `log_probabilities` (N, L). A module is played as it is: call its `eval()` before.
+            `log_probabilities` (N, L). A module is played as it is: call its `eval()` before. It may be compiled
+            (`torch.compile`), traced or scripted, or in a wrapper such as DataParallel.
             A Stable-Baselines3 model, or anything with its `predict` and spaces: see `Sb3Policy`.
             A policy: only its name is changed, if one is given.
         name: for reports; default: the policy's, the function's or the class's.
@@ -45,7 +46,9 @@ def as_policy(
     """
     is_policy = callable(getattr(player, "act", None)) and not isinstance(player, torch.nn.Module)
     own_name = getattr(player, "name", None) if is_policy else None
-    name = name or own_name or getattr(player, "__name__", None) or type(player).__name__
+    inner = _unwrapped(player)
+    own_name = own_name or getattr(inner, "__name__", None) or getattr(inner, "original_name", None)
+    name = name or own_name or type(inner).__name__
     if is_policy:
         return _FunctionPolicy(player.act, name, answers_early or getattr(player, "answers_early", False), 2)
     if callable(getattr(player, "predict", None)) and hasattr(player, "action_space"):
@@ -54,20 +57,50 @@ def as_policy(
         return Sb3Policy(player, env, name, answers_early)
     if not callable(player):
         raise ValueError(f"policy {name!r} must be a function, a torch module or a Stable-Baselines3 model")
-    called = player.forward if isinstance(player, torch.nn.Module) else player
+    called = inner.forward if isinstance(inner, torch.nn.Module) else inner
     return _FunctionPolicy(player, name, answers_early, _num_arguments(called, name))
+
+
+def _unwrapped(player: Any) -> Any:
+    """The module that a module hands its arguments on to: it has one child and takes whatever arguments there are.
+
+    So do `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel.
+    """
+    while isinstance(player, torch.nn.Module) and not isinstance(player, torch.jit.ScriptModule):
+        kinds = {parameter.kind for parameter in inspect.signature(player.forward).parameters.values()}
+        children = list(player.children())
+        if len(children) != 1 or kinds - {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            break
+        (player,) = children
+    return player
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function or of what TorchScript made of one.
+
+    Raises:
+        ValueError: it has none, as some builtins.
+    """
+    schema = getattr(function, "schema", None)
+    if not isinstance(schema, torch._C.FunctionSchema):
+        return inspect.signature(function)
+    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    arguments = [argument for argument in schema.arguments if argument.name != "self"]
+    defaults = [argument.default_value if argument.has_default_value() else none for argument in arguments]
+    return inspect.Signature(
+        [inspect.Parameter(a.name, kind, default=value) for a, value in zip(arguments, defaults, strict=True)]
+    )
 
 
 def _num_arguments(function: Callable[..., Any], name: str) -> int:
     """1 for (observation), 2 for (observation, state)."""
-    parameters = inspect.signature(function).parameters.values()
+    signature = _signature(function)
+    parameters = signature.parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_state = any(p.name == "state" for p in positional) or len(required) == 2
     if not positional or len(required) > 2 or any(p.kind == p.KEYWORD_ONLY for p in required):
-        raise ValueError(
-            f"policy {name!r} must take (observation) or (observation, state), got {inspect.signature(function)}"
-        )
+        raise ValueError(f"policy {name!r} must take (observation) or (observation, state), got {signature}")
     return 2 if takes_state else 1
 
 
@@ -89,6 +122,11 @@ class Sb3Policy:
     """A Stable-Baselines3 model, recurrent or not, as a `ram_gym.Policy` that takes the likeliest action.
 
     It gives no log-probabilities, so it plays protocol "single" alone.
+
+    A model whose environment is in a VecNormalize plays observations that are normalized by it, as in training. Whether
+    a model that was loaded without an environment had one cannot be told: it plays observations as they are. Load it
+    with its VecNormalize, `PPO.load(path, env=VecNormalize.load(statistics, env))`. Wrappers inside the environment
+    that change observations, Gymnasium's NormalizeObservation for instance, cannot be told either.
 
     Args:
         model: anything with `predict(observation, state, episode_start, deterministic)`, `observation_space` and
@@ -115,6 +153,8 @@ class Sb3Policy:
                 f"the environment gives {own}"
             )
         self.keys = list(fitting[0].spaces)
+        normalizer = getattr(model, "get_vec_normalize_env", lambda: None)()
+        self.normalize = normalizer.normalize_obs if normalizer is not None else lambda given: given
         self.is_flat = not isinstance(model.observation_space, spaces.Dict)
         self.decode = _wrap(env, model.action_space, name).actions
 
@@ -128,6 +168,7 @@ class Sb3Policy:
         seen = {key: seen[key] for key in self.keys}
         given: Any = np.concatenate([v.reshape(num, -1) for v in seen.values()], axis=1) if self.is_flat else seen
         starts = np.full(num, memory is None)
+        given = self.normalize(given)
         actions, memory = self.model.predict(given, state=memory, episode_start=starts, deterministic=True)
         return self.decode(actions), (memory, num_taken)
 
