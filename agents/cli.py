@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from ram_gym import save_gif
+from ram_gym.files import printable
 
 from .analysis.compare import ProtocolName, Split, compare_policies, evaluate_with_progress
 from .analysis.figures import draw_figures
@@ -21,8 +21,9 @@ from .analysis.summary import summarise
 from .ram.config import RamConfig, preset
 from .ram.training import train
 from .registry import load_run
-from .training.command import close_training, parse_training, say
-from .training.environment import make_env
+from .terminal import command_ending, say
+from .training.command import close_training, parse_training
+from .training.environment import describe_environment, make_env
 from .training.loop import Progress
 from .training.progress import format_training, show_progress
 from .training.ranks import join_ranks
@@ -87,20 +88,20 @@ def evaluate_run(
     policy = trained.make_policy(env, None, str(run))
     evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
     found = {**evaluation.to_dict(), "epoch": trained.epoch}
+    if not str(run).startswith(PRETRAINED):
+        try:
+            find_run(run).add_result(f"{split} {protocol}", found)
+        except (OSError, ValueError) as error:
+            say(f"not written to results.json: {error}")
     if json:
         _print_json(found)
-    else:
-        low, high = evaluation.interval_percent
-        print(
-            f"{evaluation.task}, {split} split, {protocol} protocol: error {evaluation.error_percent:.2f}% "
-            f"({evaluation.errors} of {evaluation.episodes}), 95% interval {low:.2f} to {high:.2f}%"
-        )
-    if str(run).startswith(PRETRAINED):
         return
-    try:
-        find_run(run).add_result(f"{split} {protocol}", found)
-    except (OSError, ValueError) as error:
-        say(f"not written to results.json: {error}")
+    low, high = evaluation.interval_percent
+    print(
+        f"{describe_environment(evaluation.task, env.config)}, {split} split, {protocol} protocol: "
+        f"error {evaluation.error_percent:.2f}% ({evaluation.errors} of {evaluation.episodes}), "
+        f"95% interval {low:.2f} to {high:.2f}%"
+    )
 
 
 def watch(
@@ -143,9 +144,8 @@ def watch(
             frames.append(env.render())
     # The answer stays on the screen for two frames more.
     order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
-    gif.parent.mkdir(parents=True, exist_ok=True)
-    save_gif(order, str(gif), milliseconds, milliseconds)
-    print(f"{gif}: {episodes} episodes")
+    save_gif(order, gif, milliseconds, milliseconds)
+    print(printable(f"{gif}: {episodes} episode{'s' if episodes > 1 else ''}"))
 
 
 def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:
@@ -193,9 +193,9 @@ def main(arguments: list[str]) -> None:
     """Runs one command.
 
     Raises:
-        SystemExit: 2 for wrong arguments, 130 where training was interrupted.
+        SystemExit: 2 for wrong arguments and other errors, 130 after an interrupt, 141 where nobody reads the output.
     """
-    try:
+    with command_ending():
         if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
             TRAINERS[arguments[1]](arguments[2:])
         elif arguments[:1] == ["train"]:
@@ -204,15 +204,6 @@ def main(arguments: list[str]) -> None:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
             commands |= {"probe": probe_runs, "summary": summarise, "figures": draw_figures, "publish": publish_run}
             _choose(commands, "python -m agents", __doc__ or "", arguments)
-    except (ValueError, OSError, ImportError) as error:
-        text = "; ".join([str(error), *getattr(error, "__notes__", [])])  # notes say whose policy it was
-        if isinstance(error, ImportError) and (error.name or "").startswith(("stable_baselines3", "sb3_contrib")):
-            text += "; install it with pip install -c constraints.txt -e '.[agents,sb3]'"
-        Console(stderr=True).print(f"error: {text}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        say("Interrupted.")
-        raise SystemExit(130) from None
 
 
 def _choose(commands: dict[str, Any], prog: str, description: str, arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -71,3 +72,24 @@ def _show(character: str) -> str:
     if character.isspace():
         return " "
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def escape_markdown(text: str) -> str:
+    r"""The text on one line, as Markdown that shows it unchanged, in a table's cell too.
+
+    Example:
+        >>> escape_markdown("<lambda> | a_b*")
+        '\\<lambda> \\| a\\_b\\*'
+    """
+    return re.sub(r"([\\`*_~$&<|\[\]])", r"\\\1", printable(text))
+
+
+def escape_csv(text: str) -> str:
+    """The text on one line, with a ' before it if a spreadsheet would take it for a formula. Quoting is not done here.
+
+    Example:
+        >>> escape_csv("=1+1"), escape_csv("runs/a")
+        ("'=1+1", 'runs/a')
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

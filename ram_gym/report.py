@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ram_gym.coordinates import location_to_pixel, patch_origins
 from ram_gym.evaluation import Evaluation
-from ram_gym.files import write_file
+from ram_gym.files import printable, write_file
 from ram_gym.tables import ComparisonTable
 from ram_gym.vector_env import GlimpseVectorEnv
 
@@ -69,7 +69,7 @@ def write_report(
         tasks.append(
             {
                 "id": f"task-{number}",
-                "name": task or "results",
+                "name": table.task_labels[task],
                 "results": results,
                 "by_glimpse": by_glimpse,
                 "accuracy": plots.plot_accuracy(named),
@@ -88,9 +88,8 @@ def write_report(
     template = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).get_template("report.html.jinja")
-    text = template.render(
-        tasks=tasks, command=command, versions=_versions(), when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    )
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    text = template.render(tasks=tasks, command=printable(command or ""), versions=_versions(), when=when)
     write_file(path, text)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from ram_gym.evaluation import Evaluation, Policy, ProtocolName, compare, evaluate
+from ram_gym.files import escape_csv, escape_markdown, printable
 from ram_gym.statistics import Comparison
 from ram_gym.vector_env import GlimpseVectorEnv
 
@@ -92,6 +93,7 @@ class ComparisonTable:
             did not play there are no differences.
         labels: how tables call policies, by their names; default: by their names.
         note: what else a reader of the tables must know.
+        task_labels: how tables call tasks, by their names; default: by their names.
 
     Raises:
         ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes,
@@ -104,6 +106,7 @@ class ComparisonTable:
         reference: str | None = None,
         labels: Mapping[str, str] | None = None,
         note: str = "",
+        task_labels: Mapping[str, str] | None = None,
     ) -> None:
         if not evaluations:
             raise ValueError("evaluations must hold at least one, got none")
@@ -111,13 +114,15 @@ class ComparisonTable:
         if reference is not None and reference not in names:
             raise ValueError(f"reference must be one of {', '.join(names)}, got {reference!r}")
         self.by_task: dict[str, dict[str, Evaluation]] = {}
-        self.labels = {name: (labels or {}).get(name, name) for name in names}
+        self.labels = {name: printable((labels or {}).get(name, name)) for name in names}
         for evaluation in evaluations:
             there = self.by_task.setdefault(evaluation.task, {})
             if evaluation.policy in there:
                 raise ValueError(f"policies must have names of their own, got {evaluation.policy!r} twice")
             there[evaluation.policy] = evaluation
-        self._reference, self._note = reference, f"; {note}" if note else ""
+        tasks = dict.fromkeys(evaluation.task for evaluation in evaluations)
+        self.task_labels = {task: printable((task_labels or {}).get(task, task)) or "results" for task in tasks}
+        self._reference, self._note = reference, f"; {printable(note)}" if note else ""
         self._comparisons: dict[tuple[str, str], Comparison] = {}
         for task, there in self.by_task.items():
             first = next(iter(there.values()))
@@ -176,9 +181,8 @@ class ComparisonTable:
         there = list(self.by_task[task].values())
         first, reference = there[0], self.reference(task)
         against = f"paired difference to {self.labels[reference]}" if reference is not None else "difference"
-        title = f"{task or 'results'}, {first.split} split, {first.protocol} protocol, {first.episodes} scenes"
         results = Section(
-            title,
+            f"{self.task_labels[task]}, {first.split} split, {first.protocol} protocol, {first.episodes} scenes",
             f"accuracy with Wilson's interval; {against} in points, with Tango's interval; p: McNemar's exact test"
             f"{self._note}",
             ["policy", "accuracy % (95% interval)", "difference (95% interval)", "p", "scenes/s"],
@@ -248,13 +252,17 @@ class ComparisonTable:
         for task in self.by_task:
             for level, section in enumerate(self.sections(task)):
                 lines = [section.headings, ["---", *["---:"] * (len(section.headings) - 1)], *section.rows]
-                table = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines]
-                title = f"## {section.title}" if level == 0 else f"**{section.title}**"
-                parts.append("\n".join([_in_markdown(title), "", f"{section.note}.", "", *table]))
+                table = ["| " + " | ".join(map(escape_markdown, line)) + " |" for line in lines]
+                title = escape_markdown(section.title)
+                heading = f"## {title}" if level == 0 else f"**{title}**"
+                parts.append("\n".join([heading, "", f"{escape_markdown(section.note)}.", "", *table]))
         return "\n\n".join(parts) + "\n"
 
     def to_csv(self) -> str:
-        """One line for each evaluation. Intervals and lists by glimpse have a column for each number."""
+        """One line for each evaluation. Intervals and lists by glimpse have a column for each number.
+
+        Names that a spreadsheet would compute, since they begin with =, +, - or @, have a ' before them.
+        """
         flat = [_flatten(row) for row in self.rows()]
         columns = list(dict.fromkeys(key for row in flat for key in row))
         file = io.StringIO()
@@ -274,11 +282,6 @@ def format_interval(form: str, value: float, interval: tuple[float, float]) -> s
     return f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
 
 
-def _in_markdown(cell: str) -> str:
-    # A function without a name is called "<lambda>", which Markdown would take for a tag and hide.
-    return " ".join(cell.split()).replace("|", "\\|").replace("<", "\\<")
-
-
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
@@ -287,5 +290,5 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list):
             flat |= {f"{key}_{number}": entry for number, entry in enumerate(value, 1)}
         elif value is not None:
-            flat[key] = value
+            flat[key] = escape_csv(value) if isinstance(value, str) else value
     return flat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.cli import main
 from agents.training.run_folder import RunFolder
+from ram_gym.files import escape_markdown
+from tests.test_files import full_disk
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -103,9 +107,9 @@ def test_compare_writes_files_and_takes_several_tasks_and_a_reference(run: Path,
     page, markdown = files["report"].read_text(), files["markdown"].read_text()
     for name in (run.name, "random*", "scan*"):
         assert name in page
-        assert f"| {name} | " in markdown
-    for text in (page, markdown):
-        assert "* looks as named" in text
+        assert f"| {escape_markdown(name)} | " in markdown
+    assert "* looks as named" in page
+    assert "\\* looks as named" in markdown
     assert f"compare {run} random scan --task digits" in page
     assert files["csv"].read_text().count("\n") == 4
     message = refusal(capsys, "compare", str(run), "scan", "--reference", "centre")
@@ -129,6 +133,75 @@ def test_watch_draws_every_episode(run: Path, capsys: Any, tmp_path: Path) -> No
     with Image.open(tmp_path / "new" / "a.gif") as image:
         assert image.n_frames > 3 * 6
         assert image.width > 400
+
+
+def test_evaluate_says_what_differs_from_the_task(tmp_path: Path, capsys: Any) -> None:
+    run = str(tmp_path / "run")
+    main(["train", "ram", *SMALL, "--epochs", "1", "--num-glimpses", "1", "--composition", "overwrite", "--out", run])
+    text = output(capsys, "evaluate", run)
+    assert text.startswith("digits, overwrite, 1 glimpse, test split, single protocol: error ")
+    title = output(capsys, "compare", run, "--markdown", str(tmp_path / "table.md")).splitlines()[0]
+    assert title == "digits, overwrite, 1 glimpse, test split, single protocol, 358 scenes"
+    assert (tmp_path / "table.md").read_text().startswith(f"## {title}\n")
+    assert output(capsys, "watch", run, "--gif", str(tmp_path / "a.gif"), "--episodes", "1").endswith(": 1 episode\n")
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_files_are_written_before_what_nobody_reads(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """`python -m agents ... | head` ends quietly, and only after its files are complete."""
+    copy, files = tmp_path / "copy", {kind: tmp_path / f"table.{kind}" for kind in ("report", "markdown", "csv")}
+    shutil.copytree(run, copy)
+    (copy / "results.json").unlink()
+    options = [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
+    plot = tmp_path / "plot.svg"
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    for arguments in (
+        ["evaluate", str(copy)],
+        ["compare", str(copy), *options],
+        ["probe", str(copy), "--by", "glimpses", "--values", "2", "--plot", str(plot)],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 141
+    assert RunFolder(copy).read_json("results.json")["test single"]["episodes"] == 358
+    assert files["report"].read_text().rstrip().endswith("</html>")
+    assert files["csv"].read_text().count("\n") == 2
+    assert "accuracy" in files["markdown"].read_text()
+    assert "</svg>" in plot.read_text()
+
+
+def test_a_closed_pipe_and_a_full_disk_end_the_process_cleanly() -> None:
+    command = [sys.executable, "-m", "agents", "compare", "random", "--task", "digits"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ends = [
+        subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+        for stdout in (writer, os.open("/dev/full", os.O_WRONLY))
+    ]
+    os.close(writer)
+    lines = [[line for line in end.stderr.splitlines() if not line.startswith("evaluating")] for end in ends]
+    assert (ends[0].returncode, lines[0]) == (141, [])
+    assert (ends[1].returncode, lines[1]) == (2, ["error: [Errno 28] No space left on device"])
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--report", "a.html"), ("--markdown", "a.md"), ("--csv", "a.csv"), ("--plot", "a.png")]
+)
+def test_a_full_disk_is_named_and_keeps_the_old_file(
+    run: Path, tmp_path: Path, capsys: Any, option: str, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_text("old")
+    probe = ["probe", str(run), "--by", "glimpses", "--values", "2"]
+    with full_disk(200):
+        text = refusal(capsys, *(probe if option == "--plot" else ["compare", str(run)]), option, str(path))
+    assert f"so the file is not written: '{path}'" in text
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> None:
@@ -242,12 +315,15 @@ def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any)
     assert (copy / "best.safetensors").stat().st_mode == (copy / "last.safetensors").stat().st_mode == mode
 
 
-def test_a_missing_package_is_named_with_what_installs_it() -> None:
-    code = "import sys; sys.modules['stable_baselines3'] = None; from agents.cli import main; main(['train', 'ppo'])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert "stable_baselines3" in found.stderr
-    assert "pip install -c constraints.txt -e '.[agents,sb3]'" in found.stderr
+@pytest.mark.parametrize(("package", "extras"), [("stable_baselines3", "agents,sb3"), ("tyro", "agents")])
+def test_a_missing_package_is_named_with_what_installs_it(package: str, extras: str) -> None:
+    code = f"import runpy, sys; sys.modules['{package}'] = None; sys.argv[1:] = ['train', 'ppo']; "
+    command = [sys.executable, "-c", code + "runpy.run_module('agents', run_name='__main__')"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert package in ended.stderr
+    assert f"install it with pip install -c constraints.txt -e '.[{extras}]'" in ended.stderr
 
 
 def test_help_reads_well(capsys: Any) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
+import os
+import re
 from typing import Any
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, compare, evaluate, evaluate_all
+from ram_gym.files import printable
 
 OPTIONS: dict[str, Any] = {"patch_size": 4, "split": "test", "output": "torch", "autoreset_mode": "Disabled"}
 
@@ -132,9 +137,62 @@ def test_p_values_too_small_for_a_number_are_bounds(table: ComparisonTable) -> N
     assert f"| {2.0**-11:.2g} |" in few
 
 
-def test_names_that_look_like_tags_are_shown_in_markdown(table: ComparisonTable) -> None:
-    evaluation = dataclasses.replace(next(iter(table.by_task["small"].values())), policy="<lambda>")
-    assert "| \\<lambda> | " in ComparisonTable([evaluation]).to_markdown()
+NAMES = [
+    "<lambda>",
+    "<script>alert(1)</script>",
+    "two\nlines",
+    "a | b \\| c",
+    "**bold** _it_ `code` ~~gone~~",
+    "[link](javascript:1) ![x](y)",
+    "&lt;&amp;",
+    "$x$",
+    "=1+1",
+    "-5",
+    " @sum",
+    "\x1b]0;title\x07",
+    os.fsdecode(b"run-\xff"),
+]
+
+
+@pytest.fixture
+def named(table: ComparisonTable) -> ComparisonTable:
+    first = next(iter(table.by_task["small"].values()))
+    return ComparisonTable([dataclasses.replace(first, policy=name) for name in NAMES], note="* <b>a</b>\n\n# b")
+
+
+def test_markdown_shows_every_name_and_note_unchanged(named: ComparisonTable) -> None:
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(named.to_markdown())
+    rows = re.findall(r"<tr>\n<td>(.*?)</td>", page)
+    assert [html.unescape(cell) for cell in rows[: len(NAMES)]] == [printable(name).strip() for name in NAMES]
+    assert set(re.findall(r"<(\w+)", page)) == {"h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td"}
+    assert "; * &lt;b&gt;a&lt;/b&gt;  # b.</p>" in page
+
+
+def test_a_spreadsheet_computes_no_name(named: ComparisonTable) -> None:
+    text = named.to_csv()
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert [line["policy"] for line in lines[8:11]] == ["'=1+1", "'-5", "' @sum"]
+    assert [line["policy"] for line in lines[:8]] == [printable(name) for name in NAMES[:8]]
+    assert "\x1b" not in text
+    # Negative numbers are numbers.
+    assert float(lines[1]["difference_interval_percent_low"]) < 0
+    assert [row["policy"] for row in json.loads(named.to_json())] == NAMES, "JSON holds names as they are"
+
+
+def test_text_holds_nothing_that_steers_a_terminal_or_cannot_be_written(named: ComparisonTable) -> None:
+    for text in (named.to_text(), named.to_markdown(), named.to_csv()):
+        assert all(character.isprintable() or character == "\n" for character in text)
+        text.encode()
+
+
+def test_tasks_can_be_called_by_other_names(table: ComparisonTable) -> None:
+    evaluations = [evaluation for by_policy in table.by_task.values() for evaluation in by_policy.values()]
+    shown = ComparisonTable(evaluations, task_labels={"small": "small, overwrite"})
+    assert [line for line in shown.to_text().splitlines() if "scenes," in line or "test split" in line] == [
+        "small, overwrite, test split, single protocol, 20 scenes",
+        "large, test split, single protocol, 20 scenes",
+    ]
+    assert {row["task"] for row in shown.rows()} == {"small", "large"}
 
 
 def test_a_reference_that_did_not_play_gives_no_difference(envs: dict[str, GlimpseVectorEnv]) -> None:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
+from ram_gym.files import write_file
 
 from ..registry import RunConfig, TrainedRun, load_run
 from ..scripted import SCRIPTED_LOCATORS, ScriptedPolicy
-from ..training.environment import make_env
+from ..terminal import show_table
+from ..training.environment import describe_environment, make_env
 from ..training.progress import show_progress
 from ..training.run_folder import find_run
 
@@ -95,15 +94,11 @@ def compare_policies(
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
     is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
     note = f"{BORROWED} looks as named; the network of the first run that looks, not trained for such looks, answers"
-    table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "")
-    if json:
-        print(table.to_json())
-    else:
-        _show(table)
+    described = {name: describe_environment(name, settings[name]) for name in own_runs}
+    table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "", described)
     for path, text in ((markdown, table.to_markdown()), (csv, table.to_csv())):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_file(path, text)
     if report is not None:
         options = [("--task", name) for name in task]
         options += [("--protocol", protocol), ("--split", split), ("--device", device)]
@@ -111,6 +106,11 @@ def compare_policies(
         options += [("--data-root", data_root)] if data_root else []
         words = ["python", "-m", "agents", "compare", *policies, *(word for option in options for word in option)]
         write_report(report, table, command=shlex.join(words))
+    # After the files, so that they are complete whoever reads this, `head` for instance.
+    if json:
+        print(table.to_json())
+    else:
+        _show(table)
 
 
 def evaluate_with_progress(policy: Policy, env: GlimpseVectorEnv, task: str, protocol: ProtocolName) -> Evaluation:
@@ -133,8 +133,9 @@ def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> No
         # Where the files lie does not matter, only what they show.
         ours, theirs = (config.environment().replace(data_root=None) for config in (run.config, there))
         if run.config.task not in tasks or ours != theirs:
-            wanted = _describe(there) if run.config.task in tasks else ", ".join(tasks)
-            raise ValueError(f"{name} is a run on {_describe(run.config)}; the comparison is on {wanted}")
+            wanted = describe_environment(run.config.task, theirs) if run.config.task in tasks else ", ".join(tasks)
+            own = describe_environment(run.config.task, ours)
+            raise ValueError(f"{name} is a run on {own}; the comparison is on {wanted}")
 
 
 def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) -> TrainedRun | None:
@@ -152,11 +153,6 @@ def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) 
     return lender
 
 
-def _describe(config: RunConfig) -> str:
-    setting = config.environment()
-    return f"{config.task} ({setting.dataset}, {setting.composition}, {setting.num_glimpses} glimpses)"
-
-
 def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """Folders' names without the path, where that leaves no two alike."""
     names = dict.fromkeys(evaluation.policy for evaluation in evaluations)
@@ -165,12 +161,7 @@ def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 
 
 def _show(table: ComparisonTable) -> None:
-    console = Console()
-    for task in table.by_task:
-        for section in table.sections(task):
-            shown = Table(title=section.title, caption=section.note)
-            for number, heading in enumerate(section.headings):
-                shown.add_column(heading, justify="right" if number else "left", overflow="fold")
-            for row in section.rows:
-                shown.add_row(*map(Text, row))
-            console.print(shown)
+    for number, section in enumerate(section for task in table.by_task for section in table.sections(task)):
+        if number:
+            print()
+        show_table(section.title, section.headings, section.rows, section.note)

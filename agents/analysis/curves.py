@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ram_gym.files import printable
+
 from ..registry import read_config
 from ..training.run_folder import RunFolder
 
@@ -155,7 +157,7 @@ def draw_errors(
         axes.set_ylabel("error in %")
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.25)
-        figure.legend(drawn, list(errors), loc="outside lower center", frameon=False, fontsize=8)
+        figure.legend(drawn, list(map(printable, errors)), loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 
@@ -171,7 +173,8 @@ def _show_errors_by_factors(axes: Any) -> None:
 
 
 def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name, or its end where it is longer than that."""
+    """A name, or its end where it is longer than that, with nothing in it that cannot be drawn."""
+    name = printable(name)
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 

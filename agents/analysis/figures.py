@@ -13,10 +13,11 @@ import tyro
 from torch import Tensor
 
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
+from ram_gym.files import write_file
 
 from ..registry import load_run
-from ..training.command import say
-from ..training.environment import make_env
+from ..terminal import say
+from ..training.environment import describe_environment, make_env
 from ..training.run_folder import RunFolder, find_run
 from .compare import Split, evaluate_with_progress
 from .curves import STYLE, Glimpses, draw_curves, draw_glimpses, read_curve, short_name
@@ -56,7 +57,6 @@ def draw_figures(
     curves = {name: curve for name, folder in folders.items() if len(curve := read_curve(folder))}
     for name in [name for name in folders if name not in curves]:
         say(f"{name}: no metrics.jsonl with validation errors, so not in the learning curves")
-    out.mkdir(parents=True, exist_ok=True)
     if curves:
         _save(draw_curves(curves), out / "learning-curves.png", num_colours=None)
     glimpses: dict[str, Glimpses] = {}
@@ -187,7 +187,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     corners = (centres - (width / 2, height / 2)).round().astype(int)
     sureness = _sureness(played)
     rows = -(-len(index) // COLUMNS)
-    task = f'{evaluation.task} "{setting.composition}"' if setting.num_clutter else evaluation.task
+    task = describe_environment(evaluation.task, setting)
     where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")
@@ -250,5 +250,7 @@ def _save(figure: Figure, path: Path, num_colours: int | None = 96) -> None:
         drawn = image.convert("RGB")
         if num_colours is not None:
             drawn = drawn.quantize(num_colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        drawn.save(path, optimize=True)
+        smaller = io.BytesIO()
+        drawn.save(smaller, "PNG", optimize=True)
+    write_file(path, smaller.getvalue())
     say(str(path))

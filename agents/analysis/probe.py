@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json as json_lines
 from collections.abc import Sequence
@@ -11,16 +12,15 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torchvision.transforms.v2.functional import resize
 
 from ram_gym import Evaluation, GlimpseConfig, GlimpseVectorEnv, load_dataset
+from ram_gym.files import write_file
 
 from ..registry import TrainedRun, load_run
 from ..scripted import SCRIPTED_LOCATORS
-from ..training.environment import EVALUATION_LANES, make_env
+from ..terminal import show_table
+from ..training.environment import EVALUATION_LANES, describe_environment, make_env
 from ..training.run_folder import find_run
 from .compare import Split, evaluate_with_progress
 from .curves import ErrorAt, draw_errors
@@ -104,14 +104,15 @@ def probe_runs(
         points = _sort(policies, runs, setting, by, values, device)
     else:
         points = _vary(policies, runs, setting, by, values, device)
+    if plot is not None:
+        task = describe_environment(next(iter(runs.values())).config.task, setting)
+        draw(points, by, values, f"{task}, {split} split, single protocol", plot)
     if json:
         for name, value, evaluation in points:
             found = {"episodes": 0} if evaluation is None else evaluation.to_dict()
             print(json_lines.dumps({"by": by, "value": value, **found, "policy": name}))
     else:
         _show(points, by, values)
-    if plot is not None:
-        draw(points, by, values, f"{next(iter(runs.values())).config.task}, {split} split, single protocol", plot)
 
 
 def _vary(
@@ -224,15 +225,11 @@ def _common_setting(runs: dict[str, TrainedRun]) -> GlimpseConfig:
 
 
 def _show(points: list[Point], by: str, values: Sequence[int]) -> None:
-    shown = Table(title=f"error in % (95% interval), by {UNITS[by]}")
-    shown.add_column("policy", overflow="fold")
-    for value in values:
-        shown.add_column(str(value), justify="right")
+    rows = []
     for name in dict.fromkeys(point.policy for point in points):
         own = [point.evaluation for point in points if point.policy == name]
-        cells = ["no scenes" if found is None else _cell(found) for found in own]
-        shown.add_row(Text(name), *cells)
-    Console().print(shown)
+        rows.append([name, *("no scenes" if found is None else _cell(found) for found in own)])
+    show_table(f"error in % (95% interval), by {UNITS[by]}", ["policy", *map(str, values)], rows)
 
 
 def _cell(found: Evaluation) -> str:
@@ -253,5 +250,6 @@ def draw(points: list[Point], by: str, values: Sequence[int], title: str, path: 
             place = places[values.index(value)]
             errors.setdefault(name, []).append(ErrorAt(place, found.error_percent, found.interval_percent))
     figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=not is_sorted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    file = io.BytesIO()
+    figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+    write_file(path, file.getvalue())

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ram_gym import get_task
+from ram_gym.files import printable, write_file
 
 from ..registry import RunConfig
-from ..training.command import say
+from ..terminal import make_console, say
+from ..training.environment import describe_environment
 from ..training.run_folder import RunError, RunFolder, find_run
 from .cells import format_number, format_spread, markdown_table
 from .pages import stale_files
@@ -48,16 +48,15 @@ def summarise(
         if runs or markdown is not None:
             raise ValueError("--write takes no RUN and no --markdown: it writes the tables of all pages")
         for path, text in [*stale_files(CHECKOUT)]:
-            path.write_text(text, encoding="utf-8")
+            write_file(path, text)
             say(str(path))
         return
     if not runs:
         raise ValueError("runs must name run folders or pretrained:NAME, got none")
     rows = group([read_numbers(find_run(name)) for name in runs])
-    Console().print(to_table(rows))
     if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(to_markdown(rows), encoding="utf-8")
+        write_file(markdown, to_markdown(rows))
+    make_console().print(to_table(rows))
 
 
 def group(runs: Sequence[RunNumbers]) -> list[list[RunNumbers]]:
@@ -87,7 +86,7 @@ def to_table(rows: Sequence[Sequence[RunNumbers]]) -> Table:
         shown.add_row(Text(f"{_describe_task(row[0].config)}: {_describe_agent(row[0])}", style="bold"))
         columns = [column for column, _ in _columns(row)]
         for run, *values in zip(row, *columns, strict=True):
-            shown.add_row(Text(f"  {RunFolder(run.path).name}"), *values)
+            shown.add_row(Text(f"  {_name(run)}"), *values)
         if len(row) > 1:
             shown.add_row(f"  {len(row)} seeds", *(closing for _, closing in _columns(row)))
         shown.add_section()
@@ -98,7 +97,7 @@ def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
     """The table in Markdown: a line for each configuration."""
     lines = []
     for row in rows:
-        names = ", ".join(f"`{RunFolder(run.path).name}`" for run in row)
+        names = ", ".join(f"`{_name(run)}`" for run in row)
         values = [_in_one(each) + (f" ({closing})" if closing else "") for each, closing in _columns(row)]
         # The runs stand by seed, so that the count is all there is to say of the seeds.
         values[4] = _in_one(list(dict.fromkeys(_columns(row)[4][0])))  # most often as many for each seed
@@ -106,6 +105,10 @@ def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
     table = markdown_table(("runs", "agent", "task", "seeds", *NUMBERS[1:]), lines, left=3)
     note = f"Errors in %, of each seed; of several, in brackets, mean ± sample standard deviation; {MISSING}."
     return f"{table}\n\n{note}\n"
+
+
+def _name(run: RunNumbers) -> str:
+    return printable(RunFolder(run.path).name).replace("`", "'")  # as Markdown's code, which knows no escapes
 
 
 def _in_one(values: Sequence[str]) -> str:
@@ -130,10 +133,4 @@ def _describe_agent(run: RunNumbers) -> str:
 
 
 def _describe_task(config: RunConfig) -> str:
-    """The task, and what of it the run changes."""
-    ours, usual = config.environment(), get_task(config.task).config
-    parts = [config.task]
-    parts += [ours.composition] if ours.composition != usual.composition else []
-    parts += [str(ours.dataset)] if ours.dataset != usual.dataset else []
-    parts += [f"{ours.num_glimpses} glimpses"] if ours.num_glimpses != usual.num_glimpses else []
-    return ", ".join(parts)
+    return describe_environment(config.task, config.environment())

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from rich.console import Console
 
+from ..terminal import say
 from .loop import TrainResult
 from .run_folder import RunFolder, find_run
 
@@ -123,11 +123,6 @@ def close_training(training: Training, result: TrainResult, saved: str = "Interr
         raise SystemExit(130)
     error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
     say(f"Done: {error}. Next: python -m agents evaluate {training.folder.path}")
-
-
-def say(text: str) -> None:
-    """One line on standard error."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _launcher() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ram_gym import GlimpseConfig, GlimpseVectorEnv, load_dataset
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, get_task, load_dataset
 
 EVALUATION_LANES = 1000
 
@@ -46,3 +46,23 @@ def make_env(
         output="torch",
         autoreset_mode="Disabled",
     )
+
+
+def describe_environment(task: str, env_config: GlimpseConfig) -> str:
+    """The task, and whatever of its environment is different here: "cluttered-60, overwrite, 5 glimpses".
+
+    Args:
+        task: name of the task.
+        env_config: the environment; where its data lies and which split it shows is not described.
+    """
+    usual = get_task(task).config.to_dict()
+    parts = [task]
+    for name, value in env_config.to_dict().items():
+        if name in ("data_root", "split") or value == usual[name]:
+            continue
+        words = name.removeprefix("num_").replace("_", " ")
+        if name.startswith("num_"):
+            parts.append(f"{value} {words.removesuffix('s') if value == 1 else words}")
+        else:
+            parts.append(value if isinstance(value, str) else f"{words} {value}")
+    return ", ".join(parts)

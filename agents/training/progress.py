@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from ..terminal import make_console, say
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,11 +24,11 @@ class Report(Protocol):
 @contextmanager
 def show_progress(title: str) -> Iterator[Report]:
     """A progress display on standard error; yields the function that moves it."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console, title)
+        yield _lines(title)
         return
-    console.print(title, highlight=False, markup=False)
+    say(title)
     # Eighty columns hold all of it; the time left stands first, so that a narrower terminal cuts something else.
     status = TextColumn("{task.percentage:3.0f}% {task.fields[text]}")
     with Progress(BarColumn(bar_width=6), status, console=console) as bar:
@@ -39,15 +40,14 @@ def show_progress(title: str) -> Iterator[Report]:
         yield report
 
 
-def _lines(console: Console, title: str) -> Report:
+def _lines(title: str) -> Report:
     last = [-float("inf")]
 
     def report(done: float, text: str, seconds_left: float) -> None:
         now = time.monotonic()
         if now - last[0] >= SECONDS_BETWEEN_LINES or done >= 1:
             last[0] = now
-            line = f"{title} {100 * done:3.0f}%  {format_seconds(seconds_left)} left, {text}"
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(f"{title} {100 * done:3.0f}%  {format_seconds(seconds_left)} left, {text}")
 
     return report
 
