@@ -231,7 +231,7 @@ def compose(
         places = xp.reshape(_box_places(placement.clutter, columns, piece, piece), (num, -1))
     box = _box_places(placement.digit, columns, height, width)
     for channel in range(channels):
-        flat = xp.reshape(sums[:, channel], (num, size * columns), copy=False)
+        flat = _rows_as_one(sums[:, channel])
         if config.num_clutter:
             pieces = _take(xp.reshape(images, (-1,)), crops + channel * height * width if channel else crops)
             _add_at(flat, places, xp.astype(xp.reshape(pieces, (num, -1)), sums.dtype))
@@ -264,6 +264,14 @@ def _box(columns: int, height: int, width: int, xp: Any, where: Any) -> Array:
 def _take(table: Array, indices: Array) -> Array:
     """Rows of a table at indices (M,)."""
     return table.index_select(0, indices) if is_torch_array(table) else table.take(indices, axis=0)
+
+
+def _rows_as_one(canvases: Array) -> Array:
+    """Canvases (N, S, R), whose rows have no gaps, as (N, S * R); the same memory, never a copy."""
+    shape = (len(canvases), canvases.shape[1] * canvases.shape[2])
+    if is_torch_array(canvases):
+        return canvases.view(shape)
+    return array_namespace(canvases).reshape(canvases, shape, copy=False)
 
 
 def _add_at(flat: Array, places: Array, values: Array) -> None:
