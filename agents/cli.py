@@ -18,13 +18,14 @@ from .analysis.compare import ProtocolName, Split, compare_policies, evaluate_wi
 from .analysis.figures import draw_figures
 from .analysis.probe import probe_runs
 from .analysis.summary import summarise
-from .ram.config import RamConfig, preset
+from .ram.config import PRESETS, RamConfig, preset
 from .ram.training import train
 from .registry import load_run
 from .terminal import command_ending, say
 from .training.command import close_training, parse_training
 from .training.environment import describe_environment, make_env
 from .training.loop import Progress
+from .training.migrate import migrate
 from .training.progress import format_training, show_progress
 from .training.ranks import join_ranks
 from .training.run_folder import PRETRAINED, find_run, publish
@@ -48,7 +49,9 @@ class TrainRam:
 
 def train_ram(arguments: list[str]) -> None:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
-    training = parse_training("ram", arguments, TrainRam, preset, default_task=RamConfig.task, name="RAM")
+    training = parse_training(
+        "ram", arguments, TrainRam, preset, presets=PRESETS, default_task=RamConfig.task, name="RAM"
+    )
     config = training.config
     with join_ranks(config.device) as ranks, ExitStack() as stack:
         report = stack.enter_context(show_progress(training.title)) if ranks.rank == 0 else None
@@ -84,7 +87,7 @@ def evaluate_run(
         json: Print a JSON object and nothing else.
     """
     trained = load_run(find_run(run), device, data_root)
-    env = make_env(trained.config.environment().replace(split=split), device)
+    env = make_env(trained.config.env_config.replace(split=split), device)
     policy = trained.make_policy(env, None, str(run))
     evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
     found = {**evaluation.to_dict(), "epoch": trained.epoch}
@@ -125,7 +128,7 @@ def watch(
         milliseconds: How long each look is shown.
     """
     trained = load_run(find_run(run), "cpu", data_root)
-    env = make_env(trained.config.environment().replace(split=split), "cpu", max(episodes, 1))
+    env = make_env(trained.config.env_config.replace(split=split), "cpu", max(episodes, 1))
     policy = trained.make_policy(env, None, str(run))
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
         raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
@@ -203,6 +206,7 @@ def main(arguments: list[str]) -> None:
         else:
             commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
             commands |= {"probe": probe_runs, "summary": summarise, "figures": draw_figures, "publish": publish_run}
+            commands["migrate"] = migrate
             _choose(commands, "python -m agents", __doc__ or "", arguments)
 
 

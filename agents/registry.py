@@ -4,34 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
-from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
+from ram_gym import GlimpseVectorEnv, Policy
 
+from .training.config import TrainConfig
 from .training.run_folder import RunError, RunFolder
-
-
-class RunConfig(Protocol):
-    """What the configurations of all agents have."""
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-        ...
-
-    def environment(self) -> GlimpseConfig:
-        """The environment that the run trained on, training split."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, `seed` among them, as `json.dumps` takes them."""
-        ...
 
 
 class TrainedRun(NamedTuple):
     """What a run folder holds, ready to play."""
 
-    config: RunConfig
+    config: TrainConfig
     epoch: int
     """The epoch that its best network is of."""
     make_policy: Callable[[GlimpseVectorEnv, str | None, str], Policy]
@@ -40,26 +24,37 @@ class TrainedRun(NamedTuple):
     """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
 
 
-def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run, without its weights. What an older run does not name has its default.
+def config_class(agent: str) -> type[TrainConfig] | None:
+    """The class of an agent's configuration; None where there is no such agent."""
+    if agent in ("ppo", "ppo-lstm"):
+        from .sb3.config import Sb3Config
+
+        return Sb3Config
+    if agent in ("cnn", "mlp"):
+        from .full_image.config import FullImageConfig
+
+        return FullImageConfig
+    if agent == "ram":
+        from .ram.config import RamConfig
+
+        return RamConfig
+    return None
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """The configuration of a run, without its weights.
 
     Raises:
         RunError: there is no such run, it is of no agent of this version, or its config.json is damaged.
     """
     agent = folder.read_agent()
-    make: Callable[..., RunConfig]
-    if agent in ("ppo", "ppo-lstm"):
-        from .sb3.config import Sb3Config as make
-    elif agent in ("cnn", "mlp"):
-        from .full_image.config import FullImageConfig as make
-    elif agent == "ram":
-        from .ram.config import RamConfig as make
-    else:
+    kind = config_class(agent)
+    if kind is None:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
-    return folder.read_as(make, agent)
+    return folder.read_as(kind, agent)
 
 
-def preset(agent: str, task: str) -> RunConfig:
+def preset(agent: str, task: str) -> TrainConfig:
     """What `python -m agents train AGENT --task TASK` starts from.
 
     Raises:

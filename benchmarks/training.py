@@ -28,9 +28,7 @@ SECONDS_OF_PRODUCT = 0.02
 
 def _config(case: Case, plan: Plan) -> RamConfig:
     config = dataclasses.replace(
-        preset(case.task),
-        data_root=plan.data_root,
-        device=case.device,
+        preset(case.task).moved(case.device, plan.data_root),
         rollouts=1,
         batch_size=case.batch,
         distorted_copies=0,  # made before training begins; an update reads as many images with and without them

@@ -19,7 +19,7 @@ from agents.registry import load_run
 from agents.sb3.config import Sb3Config
 from agents.training.environment import make_env
 from agents.training.run_folder import RunError, RunFolder
-from ram_gym import GlimpseEnv, evaluate, load_dataset
+from ram_gym import GlimpseConfig, GlimpseEnv, evaluate, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def played(run: RunFolder) -> Played:
 
 def test_the_mistakes_are_those_that_an_evaluation_finds_the_surest_first(run: RunFolder, played: Played) -> None:
     trained = load_run(run)
-    env = make_env(trained.config.environment().replace(split="validation"), "cpu", 100)  # does not divide the split
+    env = make_env(trained.config.env_config.replace(split="validation"), "cpu", 100)  # does not divide the split
     alone = evaluate(trained.make_policy(env, None, "alone"), env)
     found = mistakes(played)
     assert set(found.tolist()) == set((alone.predictions != alone.labels).nonzero().flatten().tolist())
@@ -98,7 +98,7 @@ def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
     for epoch, error in ((1, 50.0), (2, None), (3, 5.0), (4, 0.0)):
         error_there = {} if error is None else {"validation_error_percent": error}
         ram.append_metrics({"epoch": epoch, "scenes": epoch * 1000, **error_there})
-    ppo.create("ppo", Sb3Config(algorithm="ppo", num_glimpses=4).to_dict())
+    ppo.create("ppo", Sb3Config(algorithm="ppo", env_config=GlimpseConfig(num_glimpses=4)).to_dict())
     ppo.append_metrics({"epoch": 1, "steps": 400_000, "validation_error_percent": 80.0})
     curves = {"ram": read_curve(ram), "_ppo": read_curve(ppo)}
     assert curves["ram"].tolist() == [[1000, 50], [3000, 5], [4000, 0]]

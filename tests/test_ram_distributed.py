@@ -24,6 +24,7 @@ from agents.ram.config import RamConfig, preset
 from agents.ram.training import Trainer, train
 from agents.training.ranks import ALONE, Ranks, join_ranks
 from agents.training.run_folder import RunFolder
+from ram_gym import get_task
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_size": 16, "glimpse_hidden_size": 8, "locator_hidden_size": 8, "validate_every": 1}
@@ -32,7 +33,7 @@ VARIANTS = {
     "learned": {},
     "rollouts": {"rollouts": 3, "baseline": "leave-one-out", "core": "lstm", "weight_average": 0.9},
     "random": {"locator": "random"},
-    "one glimpse": {"num_glimpses": 1},
+    "one glimpse": {"env_config": get_task("digits").config.replace(num_glimpses=1)},
 }
 UPDATES = 6
 
@@ -265,7 +266,7 @@ def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
     assert about["hardware"]["ranks"] == 2
     epochs = len(folder.read_metrics())
     assert epochs < 200, "it was over before it was stopped"
-    trainer = Trainer(RamConfig(**about["config"]), folder)
+    trainer = Trainer(RamConfig.from_dict(about["config"]), folder)
     trainer.load()
     assert trainer.epoch == epochs
     trainer.update()

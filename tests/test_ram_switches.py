@@ -155,7 +155,7 @@ def test_no_update_waits_for_the_gpu(fields: dict) -> None:
 def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(fields: dict, fake_tensors: None) -> None:
     """Where there is no GPU, fake tensors stand in for it: reading a number, or mixing devices, is an error."""
     config = digits(device="cuda", **fields)
-    env = make_env(config.environment(), "cuda", config.batch_size * config.rollouts)
+    env = make_env(config.env_config, "cuda", config.batch_size * config.rollouts)
     env._deferred.report = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
     with torch.device("cuda"):
         model = RecurrentAttentionModel(64, 10, config)

@@ -164,7 +164,7 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
     result = train(digits(), RunFolder(tmp_path / "run"), on_progress=seen.append)
     folder = RunFolder(tmp_path / "run")
     about = folder.read_json("config.json")
-    assert RamConfig(**about["config"]) == digits()
+    assert RamConfig.from_dict(about["config"]) == digits()
     assert {"torch", "gymnasium", "numpy", "python", "ram_gym"} <= set(about["versions"])
     rows = folder.read_metrics()
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -177,7 +177,7 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
     model, config, epoch = load_model(folder)
     assert epoch == result.best_epoch
     env = GlimpseVectorEnv(
-        500, config.environment().replace(split="validation"), output="torch", autoreset_mode="Disabled"
+        500, config.env_config.replace(split="validation"), output="torch", autoreset_mode="Disabled"
     )
     again = evaluate(RamPolicy(model), env)
     assert again.error_percent == result.validation_error_percent
@@ -242,14 +242,14 @@ def test_schedules_by_hand() -> None:
     ("fields", "message"),
     [
         ({"task": "imagenet"}, "task must be one of"),
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"location_std": 0.0}, "location_std must be above 0"),
+        ({"epochs": 0}, "epochs must be greater than or equal to 1, got 0"),
+        ({"location_std": 0.0}, "location_std must be greater than 0, got 0"),
         ({"final_location_std": -1.0}, "final_location_std"),
         ({"weight_average": 1.0}, "weight_average"),
         ({"baseline": "leave-one-out"}, "rollouts of at least 2"),
-        ({"learning_rate": float("nan")}, "learning_rate must be finite"),
-        ({"location_std": float("inf")}, "location_std must be finite"),
-        ({"seed": 2**31}, "seed must be below"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+        ({"location_std": float("inf")}, "location_std must be a finite number"),
+        ({"seed": 2**31}, "seed must be less than 2147483648"),
     ],
 )
 def test_bad_configurations_are_named(fields: dict, message: str) -> None:
@@ -260,8 +260,7 @@ def test_bad_configurations_are_named(fields: dict, message: str) -> None:
 def test_every_task_has_a_preset() -> None:
     assert set(PRESETS) == set(TASKS)
     for name in PRESETS:
-        assert preset(name).environment().canvas_size == TASKS[name].config.canvas_size
-    assert RamConfig(composition="overwrite", num_glimpses=3).environment().num_glimpses == 3
+        assert preset(name).env_config.canvas_size == TASKS[name].config.canvas_size
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:

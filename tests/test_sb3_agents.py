@@ -42,7 +42,7 @@ ALGORITHMS = ["ppo-lstm", "ppo"]
 
 def small_model(algorithm: str = "ppo-lstm", **options: Any) -> Any:
     config = Sb3Config(algorithm=algorithm, **{**SMALL, **options})  # type: ignore[arg-type]
-    return make_model(config, make_env(config, config.environment(), config.n_envs, shaped=True))
+    return make_model(config, make_env(config, config.env_config, config.n_envs, shaped=True))
 
 
 def observations(count: int, progress: list[float]) -> dict[str, torch.Tensor]:
@@ -192,7 +192,7 @@ def test_lstm_sequences_in_one_call_equal_step_by_step() -> None:
 @pytest.mark.parametrize("action", ["multi-discrete", "box"])
 def test_shaping_pays_for_early_right_labels_in_training_alone(action: str) -> None:
     config = Sb3Config(**{**SMALL, "action": action, "shaping": "every-answer", "shaping_weight": 0.25})
-    shaped, plain = (make_env(config, config.environment(), 8, shaped=shaped) for shaped in (True, False))
+    shaped, plain = (make_env(config, config.env_config, 8, shaped=shaped) for shaped in (True, False))
     for env in (shaped, plain):
         env.seed(3)
         env.reset()
@@ -219,7 +219,7 @@ def test_box_actions_are_measured_as_they_are_trained_and_validated(algorithm: s
         model.policy.action_net.bias[2 + 7] = 9.0
     actions, _ = model.predict(model.env.reset(), deterministic=True)
     config = Sb3Config(**{**SMALL, "action": "box"}, algorithm=algorithm)  # type: ignore[arg-type]
-    setting = config.environment().replace(split="validation")
+    setting = config.env_config.replace(split="validation")
     env = GlimpseVectorEnv(8, setting, output="torch", autoreset_mode="Disabled")
     played, _ = make_policy(model.policy, config, env).act(env.reset()[0], None)
     assert played["label"].tolist() == actions[:, 2:].argmax(1).tolist() == [3] * 8
@@ -365,8 +365,8 @@ def test_a_run_keeps_stable_baselines3s_habits(runs: dict[str, Path], algorithm:
     assert "sb3-contrib" in RunFolder(runs[algorithm]).read_json("config.json")["versions"]
     make = RecurrentPPO if algorithm == "ppo-lstm" else PPO
     model = make.load(runs[algorithm] / "best_model.zip", custom_objects={})
-    config = Sb3Config(**RunFolder(runs[algorithm]).read_config(algorithm))
-    env = make_env(config, config.environment().replace(split="validation"), 3)
+    config = Sb3Config.from_dict(RunFolder(runs[algorithm]).read_config(algorithm))
+    env = make_env(config, config.env_config.replace(split="validation"), 3)
     assert model.predict(env.reset(), deterministic=True)[0].shape == (3, 3)
     with (runs[algorithm] / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -394,7 +394,7 @@ def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, caps
     assert "not of 'ram'" in refusal(capsys, "train", "ram", "--resume", lstm)
     assert "holds a run already" in refusal(capsys, "train", "ppo-lstm", "--task", "digits", "--out", lstm)
     assert "task must be one of" in refusal(capsys, "train", "ppo", "--task", "imagenet")
-    assert "gamma must lie" in refusal(capsys, "train", "ppo", "--gamma", "1.5")
+    assert "gamma must be less than or equal to 1, got 1.5" in refusal(capsys, "train", "ppo", "--gamma", "1.5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         assert "start it without torchrun" in refusal(capsys, "train", "ppo", "--task", "digits")

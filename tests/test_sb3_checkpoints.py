@@ -142,7 +142,7 @@ def test_the_code_runs_in_whoever_trusts_it(run: RunFolder, tmp_path: Path, entr
 
 def fail_to_load(run: RunFolder, name: str, message: str) -> None:
     """Loading fails with this message, and the model stays as it was."""
-    model = make_model(CONFIG, make_env(CONFIG, CONFIG.environment(), CONFIG.n_envs))
+    model = make_model(CONFIG, make_env(CONFIG, CONFIG.env_config, CONFIG.n_envs))
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     with pytest.raises(RunError, match=message):
         load_checkpoint(run, name, model.policy, model.policy.optimizer)
@@ -206,7 +206,7 @@ def test_the_optimizers_settings_are_the_configs(run: RunFolder) -> None:
         held["param_groups"][0].update(betas=(0.0, 0.0), eps=9.0, maximize=True)
 
     change_tensors(run.path / LAST, "policy.optimizer.pth", edit)
-    model = make_model(CONFIG, make_env(CONFIG, CONFIG.environment(), CONFIG.n_envs))
+    model = make_model(CONFIG, make_env(CONFIG, CONFIG.env_config, CONFIG.n_envs))
     before = model.policy.optimizer.state_dict()["param_groups"]
     load_checkpoint(run, LAST, model.policy, model.policy.optimizer)
     assert model.policy.optimizer.state_dict()["param_groups"] == before
@@ -253,7 +253,7 @@ def test_a_checkpoint_is_written_through_no_link(run: RunFolder, tmp_path: Path)
     before = (tmp_path / "theirs").read_bytes()
     (run.path / LAST).unlink()
     (run.path / LAST).symlink_to(tmp_path / "theirs")
-    model = make_model(CONFIG, make_env(CONFIG, CONFIG.environment(), CONFIG.n_envs))
+    model = make_model(CONFIG, make_env(CONFIG, CONFIG.env_config, CONFIG.n_envs))
     state = RunState(epoch=1, seconds=1.0, steps=48, updates=1, best_error=50.0, best_epoch=1)
     save_checkpoint(model, run, LAST, state)
     assert (tmp_path / "theirs").read_bytes() == before

@@ -15,6 +15,7 @@ from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig
 from agents.sb3.config import Sb3Config
 from agents.training.run_folder import RunFolder, find_run
+from ram_gym import GlimpseConfig, get_task
 
 
 def make_run(path: Path, agent: str, config: Any, results: dict[str, Any] | None) -> RunFolder:
@@ -32,14 +33,19 @@ def found(validation: float, test: float | None = None, **more: Any) -> dict[str
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, RunFolder]:
-    learned = {"task": "cluttered-60", "composition": "overwrite", "num_glimpses": 5}
-    same = {"device": "cuda", "data_root": "x", "validate_every": 7, "checkpoint_minutes": 1.0}
+    env_config = get_task("cluttered-60").config.replace(composition="overwrite", num_glimpses=5)
+    learned: dict[str, Any] = {"task": "cluttered-60", "env_config": env_config}
+    same = {"device": "cuda", "validate_every": 7, "checkpoint_minutes": 1.0}
+    same["env_config"] = env_config.replace(data_root="x")
     return {
         "c": make_run(tmp_path / "c", "ram", RamConfig(**learned, seed=2), found(4.0, 7.0, scenes=1_000)),
-        "a": make_run(tmp_path / "a", "ram", RamConfig(**learned, seed=0, **same), found(1.0, 2.0, scenes=1_000)),
+        "a": make_run(tmp_path / "a", "ram", RamConfig(**{**learned, **same}, seed=0), found(1.0, 2.0, scenes=1_000)),
         "b": make_run(tmp_path / "b", "ram", RamConfig(**learned, seed=1), found(2.5, None, scenes=1_000)),
         "scan": make_run(
-            tmp_path / "scan", "ram", RamConfig(dataset="kmnist", locator="scan"), {"validation single": {}}
+            tmp_path / "scan",
+            "ram",
+            RamConfig(env_config=GlimpseConfig(dataset="kmnist"), locator="scan"),
+            {"validation single": {}},
         ),
         "ppo": make_run(tmp_path / "ppo", "ppo", Sb3Config(algorithm="ppo", task="digits"), found(9.0, steps=6_000)),
         "cnn": make_run(tmp_path / "cnn", "cnn", FullImageConfig(), None),

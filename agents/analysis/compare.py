@@ -13,9 +13,10 @@ import tyro
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
 from ram_gym.files import write_file
 
-from ..registry import RunConfig, TrainedRun, load_run
+from ..registry import TrainedRun, load_run
 from ..scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ..terminal import show_table
+from ..training.config import TrainConfig
 from ..training.environment import describe_environment, make_env
 from ..training.progress import show_progress
 from ..training.run_folder import find_run
@@ -74,7 +75,7 @@ def compare_policies(
     scripts = [name for name in policies if name not in runs]
     lenders = {each: _find_lender(each, own, scripts) for each, own in own_runs.items()}
     settings = {each: get_task(each).config.replace(data_root=data_root) for each in own_runs}
-    settings |= {each: next(iter(own.values())).config.environment() for each, own in own_runs.items() if own}
+    settings |= {each: next(iter(own.values())).config.env_config for each, own in own_runs.items() if own}
     played: list[tuple[str, Evaluation]] = []
     for task_name, own in own_runs.items():
         lender = lenders[task_name]
@@ -127,11 +128,11 @@ def evaluate_with_progress(policy: Policy, env: GlimpseVectorEnv, task: str, pro
 
 def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> None:
     """Raises ValueError for a run of none of the tasks, or of another setting than the first run of its task."""
-    first: dict[str, RunConfig] = {}
+    first: dict[str, TrainConfig] = {}
     for name, run in runs.items():
         there = first.setdefault(run.config.task, run.config)
         # Where the files lie does not matter, only what they show.
-        ours, theirs = (config.environment().replace(data_root=None) for config in (run.config, there))
+        ours, theirs = (config.env_config.replace(data_root=None) for config in (run.config, there))
         if run.config.task not in tasks or ours != theirs:
             wanted = describe_environment(run.config.task, theirs) if run.config.task in tasks else ", ".join(tasks)
             own = describe_environment(run.config.task, ours)

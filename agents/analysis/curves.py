@@ -34,7 +34,7 @@ def read_curve(folder: RunFolder) -> np.ndarray:
         RunError: there is no such run, or its config.json is damaged.
     """
     # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
-    steps_per_scene = read_config(folder).environment().num_glimpses
+    steps_per_scene = read_config(folder).env_config.num_glimpses
     points = [
         (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
         for row in folder.read_metrics()

@@ -152,7 +152,7 @@ def play(folder: RunFolder, name: str, split: Split, data_root: str | None = Non
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
     """
     run = load_run(folder, device, data_root)
-    env = make_env(run.config.environment().replace(split=split), device)
+    env = make_env(run.config.env_config.replace(split=split), device)
     recorder = _Recorder(run.make_policy(env, None, name))
     evaluation = evaluate_with_progress(recorder, env, run.config.task, "single")
     probabilities = torch.cat([batch.cpu() for batch in recorder.batches])[: evaluation.episodes]

@@ -216,9 +216,9 @@ def _evaluate(name: str, runs: dict[str, TrainedRun], env: GlimpseVectorEnv, tit
 
 def _common_setting(runs: dict[str, TrainedRun]) -> GlimpseConfig:
     (first, run), *others = runs.items()
-    setting = run.config.environment()
+    setting = run.config.env_config
     for name, other in others:
-        theirs = other.config.environment()
+        theirs = other.config.env_config
         if theirs.replace(data_root=None) != setting.replace(data_root=None):
             raise ValueError(f"{name} was trained on other scenes than {first}: probe runs of one task together")
     return setting

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ram_gym import TASKS
 
-from ..registry import RunConfig, preset, read_config
+from ..registry import preset, read_config
+from ..training.config import TrainConfig
 from ..training.run_folder import RunError, RunFolder
 
 INDEX = "index.jsonl"
@@ -23,7 +24,7 @@ class RunNumbers(NamedTuple):
 
     path: Path
     agent: str
-    config: RunConfig
+    config: TrainConfig
     seed: int
     validation_percent: float | None
     """Validation error of the best checkpoint."""
@@ -64,12 +65,12 @@ def read_numbers(folder: RunFolder) -> RunNumbers:
     scenes, steps, seconds = (find("validation", field) for field in ("scenes", "steps", "train_seconds"))
     if scenes is None and steps is not None:
         # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
-        scenes = steps // config.environment().num_glimpses
+        scenes = steps // config.env_config.num_glimpses
     return RunNumbers(
         path=folder.path,
         agent=folder.read_agent(),
         config=config,
-        seed=config.to_dict()["seed"],
+        seed=config.seed,
         validation_percent=find("validation single", "error_percent") if validation is None else validation,
         test_percent=find("test single", "error_percent"),
         average_percent=find("test average-10", "error_percent"),
@@ -132,7 +133,7 @@ class Results:
             raise RunError(f"{path} must lie at {self.root}/{wanted}, as its config.json says")
         words = about.get("command", [])
         out = words[words.index("--out") + 1] if "--out" in words else ""
-        hardware, device = about["hardware"], numbers.config.to_dict()["device"]
+        hardware, device = about["hardware"], numbers.config.device
         on_gpu, threads = device.startswith("cuda"), hardware["threads"]
         cpu = hardware.get("cpu", hardware.get("machine"))  # runs of before it was recorded
         return StoredRun(
@@ -196,20 +197,18 @@ def _round(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def differences(config: RunConfig, other: RunConfig) -> dict[str, Any]:
+def differences(config: TrainConfig, other: TrainConfig) -> dict[str, Any]:
     """The fields of a configuration that have another value in another one, but for those that change no result."""
-    ours, theirs = (_flatten(json.loads(json.dumps(each.to_dict()))) for each in (config, other))
+    ours, theirs = flatten(config), flatten(other)
     return {
         name: value for name, value in ours.items() if name not in WHERE_IT_RAN and theirs.get(name, value) != value
     }
 
 
-def _flatten(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of nested configurations among the others, as the command line has them."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= _flatten(value) if isinstance(value, dict) else {name: value}
-    return flat
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """The fields of a configuration, those of its environment among them, as the command line has them."""
+    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return fields.pop("env_config") | fields
 
 
 def as_options(fields: dict[str, Any]) -> str:

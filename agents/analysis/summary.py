@@ -14,13 +14,12 @@ from rich.text import Text
 
 from ram_gym.files import printable, write_file
 
-from ..registry import RunConfig
 from ..terminal import make_console, say
 from ..training.environment import describe_environment
 from ..training.run_folder import RunError, RunFolder, find_run
 from .cells import format_number, format_spread, markdown_table
 from .pages import stale_files
-from .results import WHERE_IT_RAN, RunNumbers, read_numbers
+from .results import WHERE_IT_RAN, RunNumbers, flatten, read_numbers
 
 NUMBERS = ("seed", "validation", "test", "average-10", "scenes", "min")
 """Headings of the columns of numbers; min: minutes of training."""
@@ -67,7 +66,7 @@ def group(runs: Sequence[RunNumbers]) -> list[list[RunNumbers]]:
     """
     rows: dict[str, dict[int, RunNumbers]] = {}
     for run in runs:
-        fields = {name: value for name, value in run.config.to_dict().items() if name not in WHERE_IT_RAN}
+        fields = {name: value for name, value in flatten(run.config).items() if name not in WHERE_IT_RAN}
         row = rows.setdefault(json.dumps([run.agent, fields], sort_keys=True), {})
         if run.seed in row:
             both = f"{row[run.seed].path} and {run.path}"
@@ -83,7 +82,7 @@ def to_table(rows: Sequence[Sequence[RunNumbers]]) -> Table:
     for heading in NUMBERS:
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        shown.add_row(Text(f"{_describe_task(row[0].config)}: {_describe_agent(row[0])}", style="bold"))
+        shown.add_row(Text(f"{_describe_task(row[0])}: {_describe_agent(row[0])}", style="bold"))
         columns = [column for column, _ in _columns(row)]
         for run, *values in zip(row, *columns, strict=True):
             shown.add_row(Text(f"  {_name(run)}"), *values)
@@ -101,7 +100,7 @@ def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
         values = [_in_one(each) + (f" ({closing})" if closing else "") for each, closing in _columns(row)]
         # The runs stand by seed, so that the count is all there is to say of the seeds.
         values[4] = _in_one(list(dict.fromkeys(_columns(row)[4][0])))  # most often as many for each seed
-        lines.append((names, _describe_agent(row[0]), _describe_task(row[0].config), str(len(row)), *values[1:]))
+        lines.append((names, _describe_agent(row[0]), _describe_task(row[0]), str(len(row)), *values[1:]))
     table = markdown_table(("runs", "agent", "task", "seeds", *NUMBERS[1:]), lines, left=3)
     note = f"Errors in %, of each seed; of several, in brackets, mean ± sample standard deviation; {MISSING}."
     return f"{table}\n\n{note}\n"
@@ -132,5 +131,5 @@ def _describe_agent(run: RunNumbers) -> str:
     return run.agent if locator == "learned" else f"{run.agent}, {locator} locator"
 
 
-def _describe_task(config: RunConfig) -> str:
-    return describe_environment(config.task, config.environment())
+def _describe_task(run: RunNumbers) -> str:
+    return describe_environment(run.config.task, run.config.env_config)

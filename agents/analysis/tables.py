@@ -63,7 +63,7 @@ def headline(results: Results, *names: str) -> str:
     published = _read_published(results)
     rows = []
     for name, seeds in results.select(*names).items():
-        env = seeds[0].numbers.config.environment()
+        env = seeds[0].numbers.config.env_config
         entries = [entry for entry in published if _is_of(entry, seeds[0].numbers.config.task, env)]
         hard = [entry for entry in entries if entry["attention"] == "hard"]
         paper = [_published_error(hard, who, env.num_glimpses) for who in (ARXIV, NIPS)]
@@ -72,7 +72,7 @@ def headline(results: Results, *names: str) -> str:
             run.numbers.test_percent
             for run in results.runs
             if (run.id.split("/")[0], run.numbers.agent) == ("full_image", "cnn")
-            and (run.numbers.config.task, run.numbers.config.environment().composition)
+            and (run.numbers.config.task, run.numbers.config.env_config.composition)
             == (seeds[0].numbers.config.task, env.composition)
         ]
         tests = [run.numbers.test_percent for run in seeds]
@@ -139,12 +139,12 @@ def number_of_glimpses(results: Results, *names: str) -> str:
     rows = []
     for seeds in results.select(*names).values():
         run = seeds[0]
-        task, env = run.numbers.config.task, run.numbers.config.environment()
+        task, env = run.numbers.config.task, run.numbers.config.env_config
         entries = [entry for entry in _read_published(results) if _is_of(entry, task, env)]
         found = [each.measured["test single"] for each in seeds]
         stopped = [100 - accuracy for accuracy in _means(found, "accuracy_by_glimpse_percent")]
         trained = {
-            each.numbers.config.environment().num_glimpses: each
+            each.numbers.config.env_config.num_glimpses: each
             for each in results.runs
             if each.id.startswith(f"glimpses/{task}/")
         }
@@ -288,7 +288,7 @@ def _published_error(entries: Sequence[dict[str, Any]], who: str, glimpses: int)
 
 def _describe(run: StoredRun) -> str:
     config = run.numbers.config
-    env = config.environment()
+    env = config.env_config
     return f'{config.task}, "{env.composition}"' if env.num_clutter else config.task
 
 

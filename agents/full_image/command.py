@@ -9,7 +9,7 @@ from pathlib import Path
 from ..training.command import close_training, parse_training, refuse_several_processes
 from ..training.loop import Progress
 from ..training.progress import format_training, show_progress
-from .config import FullImageConfig, Network, preset
+from .config import PRESETS, FullImageConfig, Network, preset
 from .training import train
 
 _NAMES = {"cnn": "convolutional network", "mlp": "fully connected network"}
@@ -44,6 +44,7 @@ def train_full_image(network: Network, arguments: list[str]) -> None:
         arguments,
         TrainFullImage,
         partial(preset, network),
+        presets=PRESETS[network],
         default_task=FullImageConfig.task,
         name=_NAMES[network],
     )

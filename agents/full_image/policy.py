@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -73,10 +72,9 @@ def load_model(folder: RunFolder, device: str | None = None, data_root: str | No
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = read_config(folder)
-    config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
+    config = read_config(folder).moved(device, data_root)
     weights, about = folder.read_tensors("best.safetensors")
-    model = make_model(config, make_env(config.environment().replace(split="validation"), config.device, 1))
+    model = make_model(config, make_env(config.env_config.replace(split="validation"), config.device, 1))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -29,7 +29,7 @@ class Trainer(trainer.Trainer):
     config: FullImageConfig
 
     def __init__(self, config: FullImageConfig, folder: RunFolder | None = None) -> None:
-        super().__init__(config, folder, ALONE, config.training_environment())
+        super().__init__(config, folder, ALONE, config.training_env_config)
         self.model = make_model(config, self.env)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True

@@ -3,72 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from ..training.config import TrainConfig
+from annotated_types import Interval
+
+from ..training.config import NativeConfig, nearest_task
+from ..training.schema import NotNegative, Positive, Share, Units
 
 Locator = Literal["learned", "random", "centre", "scan", "oracle"]
 LocationReward = Literal["answer", "every-answer", "every-likelihood", "likelihood-gain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RamConfig(TrainConfig):
+class RamConfig(NativeConfig):
     """One training run. Together with the package versions it determines every number of the run.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, what it must be and what came.
+        ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
-    lowest: ClassVar[dict[str, float]] = {
-        **TrainConfig.lowest,
-        "rollouts": 1,
-        "hidden_size": 1,
-        "glimpse_hidden_size": 1,
-        "locator_hidden_size": 0,
-        "reinforce_weight": 0,
-        "baseline_weight": 0,
-        "early_weight": 0,
-        "location_discount": 0,
-    }
-
-    rollouts: int = 1
+    rollouts: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Rollouts M of each scene in one update; an update sees batch_size * M episodes."""
 
     core: Literal["rnn", "lstm"] = "rnn"
     """Core network: the paper's ReLU RNN for classification, or an LSTM."""
-    hidden_size: int = 256
+    hidden_size: Units = 256
     """Units of the core and of the glimpse network's output."""
-    glimpse_hidden_size: int = 128
+    glimpse_hidden_size: Units = 128
     """Units that encode what is seen, and as many that encode where."""
-    locator_hidden_size: int = 128
+    locator_hidden_size: Annotated[int, Interval(ge=0, le=8192)] = 128
     """Units of a hidden layer in the location network, before a tanh; 0 is the paper's, one linear layer."""
     locator: Locator = "learned"
     """Who chooses locations: the learned location network, or a script, for an equally trained control."""
 
-    location_std: float = 0.1
+    location_std: Positive = 0.1
     """Standard deviation of the location policy, in units of [-1, 1], at the beginning."""
-    final_location_std: float | None = None
+    final_location_std: Positive | None = None
     """The same at the end, reached linearly; None keeps it constant."""
     baseline: Literal["learned", "leave-one-out"] = "learned"
     """What REINFORCE subtracts from the reward: a learned value per step (trained beside scripted locators too, where
     nothing reads it), or the mean of the scene's other rollouts."""
-    reinforce_weight: float = 0.1
+    reinforce_weight: NotNegative = 0.1
     """Weight of the REINFORCE term (a mean over glimpses and episodes) beside cross-entropy."""
-    baseline_weight: float = 1.0
+    baseline_weight: NotNegative = 1.0
     """Weight of the learned baseline's squared error."""
-    early_weight: float = 0.0
+    early_weight: NotNegative = 0.0
     """Weight of the mean cross-entropy of the answers after all glimpses but the last; 0 trains the last answer alone,
     as the paper does."""
     location_reward: LocationReward = "answer"
     """What REINFORCE wants more of: right last answers, as the paper; from each look on, the share of answers that are
     right, or the answers' mean log-likelihood; or what that mean gains on the answer before the look."""
-    location_discount: float = 1.0
+    location_discount: Share = 1.0
     """Weight of each later answer relative to the one before it, in what a look is worth by all answers after it: 1
     counts them alike, 0 the next one alone."""
     locator_gradient_into_core: bool = False
     """Let the REINFORCE term train the core and the glimpse network too, not the location network alone."""
 
-    weight_average: float = 0.0
+    weight_average: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
 
     backpropagation: Literal["batched", "autograd"] = "batched"
@@ -87,20 +78,6 @@ class RamConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        if self.backpropagation not in ("batched", "autograd"):
-            raise ValueError(f"backpropagation must be 'batched' or 'autograd', got {self.backpropagation!r}")
-        if self.location_discount > 1:
-            raise ValueError(f"location_discount must be at most 1, got {self.location_discount}")
-        if self.location_reward not in get_args(LocationReward):
-            raise ValueError(f"location_reward must be one of {get_args(LocationReward)}, got {self.location_reward!r}")
-        if not self.location_std > 0:
-            raise ValueError(f"location_std must be above 0, got {self.location_std}")
-        if self.final_location_std is not None and not self.final_location_std > 0:
-            raise ValueError(f"final_location_std must be above 0, got {self.final_location_std}")
-        if not 0 <= self.weight_average < 1:
-            raise ValueError(f"weight_average must lie in [0, 1), got {self.weight_average}")
         if self.baseline == "leave-one-out" and self.rollouts < 2:
             raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
 
@@ -159,9 +136,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(task: str) -> RamConfig:
     """The configuration that `python -m agents train ram --task TASK` starts from.
 
+    A task without settings of its own has those of the nearest one, see `nearest_task`.
+
     Raises:
-        ValueError: there is no preset of that name.
+        ValueError: there is no task of that name.
     """
-    if task not in PRESETS:
-        raise ValueError(f"task must be one of {', '.join(PRESETS)}, got {task!r}")
-    return RamConfig(task=task, **PRESETS[task])
+    return RamConfig(task=task, **PRESETS[nearest_task(task, PRESETS)])

@@ -53,7 +53,7 @@ class Trainer(trainer.Trainer):
     def __init__(self, config: RamConfig, folder: RunFolder | None = None, ranks: Ranks = ALONE) -> None:
         if config.cuda_graph and not config.device.startswith("cuda"):
             raise ValueError(f"cuda_graph needs device 'cuda', got {config.device!r}: --no-cuda-graph turns it off")
-        setting = config.environment()
+        setting = config.env_config
         super().__init__(config, folder, ranks, setting, config.rollouts)
         self.is_graphed = config.cuda_graph and ranks.size == 1
         self.model = make_model(config, self.env)

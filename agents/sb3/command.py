@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..training.command import Resume, close_training, parse_training, refuse_several_processes
 from ..training.progress import show_progress
-from .config import Algorithm, Sb3Config, preset
+from .config import PRESETS, Algorithm, Sb3Config, preset
 from .training import train
 
 _NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
@@ -59,6 +59,7 @@ def train_sb3(algorithm: Algorithm, arguments: list[str]) -> None:
         arguments,
         TrainSb3,
         partial(preset, algorithm),
+        presets=PRESETS,
         default_task=Sb3Config.task,
         resume=ResumeSb3,
         name=_NAMES[algorithm],

@@ -7,125 +7,87 @@ import math
 from typing import Annotated, Any, Literal
 
 import tyro
+from annotated_types import Interval
 
-from ram_gym import GlimpseConfig, get_task
-
-MAX_SEED = 2**31
+from ..training.config import TrainConfig, nearest_task
+from ..training.schema import Count, NotNegative, Positive, Share, Units
 
 Algorithm = Literal["ppo-lstm", "ppo"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sb3Config:
+class Sb3Config(TrainConfig):
     """One training run. Names that Stable-Baselines3 has too mean what they mean there.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, what it must be and what came.
+        ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
     algorithm: Annotated[Algorithm, tyro.conf.Suppress] = "ppo-lstm"
     """RecurrentPPO, or PPO, its memoryless control."""
     task: str = "digits"
     """Task to learn; see the README's table."""
-    composition: Literal["add", "overwrite"] = "add"
-    """How the digit meets the clutter, see GlimpseConfig."""
-    num_glimpses: int | None = None
-    """Number of glimpses; None takes the task's."""
-    data_root: str | None = None
-    """Folder with the datasets; default: $RAM_GYM_DATA, else a per-user cache folder."""
-    seed: int = 0
-    """Seed of weights, scenes and sampled actions."""
-    device: str = "cpu"
-    """PyTorch device of environments and network, "cpu" or "cuda"."""
 
     action: Literal["multi-discrete", "box"] = "multi-discrete"
     """Form of actions: the cell of a grid and the label, or x, y and a score per label, with normal noise."""
-    grid_size: int = 7
+    grid_size: Annotated[int, Interval(ge=1, le=1024)] = 7
     """Cells along each axis of the canvas, for multi-discrete actions."""
     log_std_init: float = -1.5
     """Logarithm of the noise's standard deviation at the beginning, for box actions."""
     shaping: Literal["none", "every-answer"] = "none"
     """Reward in training: the environment's alone, or shaping_weight more for each earlier step whose label is right,
     which asks for the right label as soon as possible. Validation is never shaped."""
-    shaping_weight: float = 0.2
+    shaping_weight: NotNegative = 0.2
     """What an earlier right label earns under shaping "every-answer"."""
-    auxiliary_weight: float = 0.0
+    auxiliary_weight: NotNegative = 0.0
     """Weight of the answer's cross-entropy beside PPO's loss; 0 is reinforcement learning alone."""
 
-    total_timesteps: int = 1_000_000
+    total_timesteps: Annotated[int, Interval(ge=1, le=10**12)] = 1_000_000
     """Environment steps to learn from, rounded up to whole rollouts."""
-    n_envs: int = 256
+    n_envs: Annotated[int, Interval(ge=1, le=2**16)] = 256
     """Environments played at once."""
-    episodes_per_rollout: int = 1
+    episodes_per_rollout: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Episodes that each environment plays between two updates; n_steps is this many times the glimpses."""
-    minibatches: int = 2
+    minibatches: Count = 2
     """Batches that a rollout is split into; batch_size is n_envs * n_steps divided by it."""
-    n_epochs: int = 4
+    n_epochs: Annotated[int, Interval(ge=1, le=1024)] = 4
     """Passes over each rollout."""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Adam's learning rate at the beginning; it falls linearly to 0."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount; the one reward comes at the end, so 1 is the natural choice."""
-    gae_lambda: float = 1.0
+    gae_lambda: Share = 1.0
     """Trade-off of bias and variance in the advantages; 1 trusts rewards alone."""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """How far an update may change the probability of an action."""
-    ent_coef: float = 0.01
+    ent_coef: NotNegative = 0.01
     """Weight of the entropy of what is read of an action."""
-    vf_coef: float = 0.5
+    vf_coef: NotNegative = 0.5
     """Weight of the critic's squared error."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
 
     location_gradient: bool = True
     """Let the choice of locations train all of the network, and not its own layer alone."""
-    hidden_size: int = 256
+    hidden_size: Units = 256
     """Units of the LSTM and of the glimpse encoding, and of each layer of the memoryless control."""
-    glimpse_hidden_size: int = 128
+    glimpse_hidden_size: Units = 128
     """Units that encode what is seen, and as many that encode where."""
 
-    evaluate_every: int = 50_000
+    evaluate_every: Annotated[int, Interval(ge=1, le=10**12)] = 50_000
     """Environment steps between evaluations on the validation split, rounded to whole rollouts: one epoch."""
 
     def __post_init__(self) -> None:
-        get_task(self.task)
-        for name, known in _KNOWN.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, low in _LOWEST.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name, value in self.to_dict().items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
-        if self.seed >= MAX_SEED:
-            raise ValueError(f"seed must be below {MAX_SEED}, got {self.seed}")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        super().__post_init__()
         if self.minibatches >= self.rollout_steps:
             raise ValueError(
                 f"minibatches must be below {self.rollout_steps}, the steps of a rollout, got {self.minibatches}"
             )
 
-    def environment(self) -> GlimpseConfig:
-        """The environment that the run trains on, training split."""
-        overrides: dict[str, Any] = {"composition": self.composition, "data_root": self.data_root}
-        if self.num_glimpses is not None:
-            overrides["num_glimpses"] = self.num_glimpses
-        return get_task(self.task).config.replace(**overrides)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dict that `json.dumps` takes and `Sb3Config(**fields)` gives back."""
-        return dataclasses.asdict(self)
-
     @property
     def rollout_steps(self) -> int:
         """Environment steps in one rollout, over all environments."""
-        return self.n_envs * self.episodes_per_rollout * self.environment().num_glimpses
+        return self.n_envs * self.episodes_per_rollout * self.env_config.num_glimpses
 
     @property
     def rollouts_per_epoch(self) -> int:
@@ -179,29 +141,6 @@ class Sb3Config:
 
 _POLICIES = {"ppo-lstm": "GlimpseLstmPolicy", "ppo": "GlimpsePolicy"}
 
-_KNOWN: dict[str, tuple[str, ...]] = {
-    "algorithm": tuple(_POLICIES),
-    "action": ("multi-discrete", "box"),
-    "shaping": ("none", "every-answer"),
-}
-
-_LOWEST = {
-    "seed": 0,
-    "grid_size": 1,
-    "shaping_weight": 0,
-    "auxiliary_weight": 0,
-    "total_timesteps": 1,
-    "n_envs": 1,
-    "episodes_per_rollout": 1,
-    "minibatches": 1,
-    "n_epochs": 1,
-    "ent_coef": 0,
-    "vf_coef": 0,
-    "hidden_size": 1,
-    "glimpse_hidden_size": 1,
-    "evaluate_every": 1,
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"total_timesteps": 500_000},
     "mnist-28": {},
@@ -216,9 +155,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(algorithm: Algorithm, task: str) -> Sb3Config:
     """The configuration that `python -m agents train ALGORITHM --task TASK` starts from.
 
+    A task without settings of its own has those of the nearest one, see `nearest_task`.
+
     Raises:
-        ValueError: there is no preset of that name.
+        ValueError: there is no task of that name.
     """
-    if task not in PRESETS:
-        raise ValueError(f"task must be one of {', '.join(PRESETS)}, got {task!r}")
-    return Sb3Config(algorithm=algorithm, task=task, **PRESETS[task])
+    return Sb3Config(algorithm=algorithm, task=task, **PRESETS[nearest_task(task, PRESETS)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,9 +174,8 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
-    config = dataclasses.replace(config, device=device or config.device, data_root=data_root or config.data_root)
-    env = make_env(config, config.environment().replace(split="validation"), 1)
+    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo").moved(device, data_root)
+    env = make_env(config, config.env_config.replace(split="validation"), 1)
     make, options = _policy(config)
     policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
     state = load_checkpoint(folder, BEST, policy)

@@ -53,7 +53,7 @@ class RunCallback(EvalCallback):
         report: Report | None = None,
         verbose: int = 0,
     ) -> None:
-        setting = config.environment().replace(split="validation")
+        setting = config.env_config.replace(split="validation")
         num_images = make_env(config, setting, 1).get_attr("num_images")[0]
         validation_env = make_env(config, setting, num_images)
         super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=verbose)
@@ -201,7 +201,7 @@ def train(
     """
     if folder is not None and not resume:
         folder.require_no_run()
-    env = make_env(config, config.environment(), config.n_envs, shaped=True)
+    env = make_env(config, config.env_config, config.n_envs, shaped=True)
     model = make_model(config, env)
     with noted_interrupts() as is_interrupted:
         callback = RunCallback(config, folder, is_interrupted, report, verbose=int(verbose))

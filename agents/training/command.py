@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
+from ram_gym import get_task
+
 from ..terminal import say
+from .config import TrainConfig, nearest_task
 from .loop import TrainResult
 from .run_folder import RunFolder, find_run
 
@@ -34,6 +37,7 @@ class Training(NamedTuple):
     options: Any
     """Of the type that parsed the arguments, a `Resume` or what begins a run."""
     config: Any
+    """A TrainConfig."""
     folder: RunFolder
     is_resumed: bool
     title: str
@@ -50,8 +54,9 @@ def parse_training(
     agent: str,
     arguments: list[str],
     begin: Callable[..., Any],
-    preset: Callable[[str], Any],
+    preset: Callable[[str], TrainConfig],
     *,
+    presets: Collection[str],
     default_task: str,
     resume: Callable[..., Any] = Resume,
     name: str | None = None,
@@ -63,7 +68,9 @@ def parse_training(
         arguments: what follows it.
         begin: dataclass of the options of a new run, `config` the first, `out` and `like` among them; {name} in its
             docstring stands for the agent's.
-        preset: gives a task's configuration, which the options not given are of, without --like.
+        preset: gives a task's configuration, which the options not given are of, without --like. With --like and --task
+            the environment is the task's and all else the run's.
+        presets: the tasks that have settings of their own.
         default_task: the task where none is given.
         resume: dataclass of the options with --resume.
         name: what messages call the agent.
@@ -86,17 +93,22 @@ def parse_training(
         options = tyro.cli(resume, args=arguments, prog=prog)
         folder = RunFolder(options.resume)
         config = stored(folder)
-        config = dataclasses.replace(config, data_root=options.data_root or config.data_root)
+        config = config.moved(data_root=options.data_root)
     else:
         # --like, or else --task, decides what the other options default to, wherever it stands.
         finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-        finder.add_argument("--task", default=default_task)
+        finder.add_argument("--task")
         finder.add_argument("--like")
         found = finder.parse_known_args(arguments)[0]
         if found.like is None:
-            defaults = preset(found.task)
+            defaults = preset(task := found.task or default_task)
+            if (nearest := nearest_task(task, presets)) != task and os.environ.get("RANK", "0") == "0":
+                say(f"{task} has no settings of its own for {name}: it gets those of {nearest}")
         else:
-            defaults = dataclasses.replace(stored(find_run(found.like)), data_root=None)  # that was another machine's
+            defaults = stored(find_run(found.like))
+            env_config = get_task(found.task).config if found.task else defaults.env_config
+            # The data folder was another machine's.
+            defaults = dataclasses.replace(defaults, env_config=env_config.replace(data_root=None))
         options = tyro.cli(
             begin,
             args=arguments,

@@ -1,100 +1,123 @@
-"""TrainConfig: what the configurations of all gradient-trained agents have in common."""
+"""TrainConfig, which the configurations of all agents are, and NativeConfig, for the agents that our loop trains."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+from annotated_types import Interval
 
 from ram_gym import GlimpseConfig, get_task
 
-MAX_SEED = 2**31
+from .schema import Count, NotNegative, Positive, Seed, check_fields, check_stored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EnvironmentOptions(GlimpseConfig):
+    # What the command line offers of an environment config: all but the split, which each command chooses.
+    __doc__ = GlimpseConfig.__doc__
+    split: Annotated[Literal["train"], tyro.conf.Suppress] = "train"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run: what it trains on, how long, and the optimizer.
+    """One training run of any agent: where it learns, and what every training needs.
+
+    All fields are checked against their annotations, see `agents.training.schema`.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, what it must be and what came.
+        ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
-    lowest: ClassVar[dict[str, float]] = {
-        "seed": 0,
-        "epochs": 1,
-        "batch_size": 1,
-        "weight_decay": 0,
-        "max_gradient_norm": 0,
-        "distorted_copies": 0,
-        "validate_every": 1,
-        "checkpoint_minutes": 0,
-    }
-
     task: str = "mnist-28"
-    """Task to learn; see the README's table."""
-    dataset: str | None = None
-    """Name of the images, "fashion-mnist" for instance; None takes the task's."""
-    composition: Literal["add", "overwrite"] = "add"
-    """How the digit meets the clutter, see GlimpseConfig."""
-    num_glimpses: int | None = None
-    """Number of glimpses; None takes the task's."""
-    data_root: str | None = None
-    """Folder with the datasets; default: $RAM_GYM_DATA, else a per-user cache folder."""
-    seed: int = 0
+    """Task whose environment and settings the run began from; see the README's table."""
+    env_config: Annotated[GlimpseConfig, tyro.conf.arg(constructor=_EnvironmentOptions)] = None  # type: ignore[assignment]
+    """The environment, training split; None takes the task's. Whoever evaluates chooses the split."""
+    seed: Seed = 0
     """Seed of weights, scenes and whatever else is drawn."""
     device: str = "cpu"
     """PyTorch device, "cpu" or "cuda"."""
-    epochs: int = 100
+
+    def __post_init__(self) -> None:
+        usual = get_task(self.task).config
+        if self.env_config is None:
+            object.__setattr__(self, "env_config", usual)
+        elif isinstance(self.env_config, _EnvironmentOptions):
+            object.__setattr__(self, "env_config", GlimpseConfig(**self.env_config.to_dict()))
+        for name, value in check_fields(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
+        if self.env_config.split != "train":
+            raise ValueError(f"env_config.split must be 'train', got {self.env_config.split!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict that `json.dumps` takes and `from_dict` gives back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Self:
+        """The configuration that `to_dict` gave, after a way through JSON.
+
+        Raises:
+            ValueError: a field is missing, unknown or wrong; the message names it.
+        """
+        checked = check_stored(cls, fields)
+        return cls(**{**checked, "env_config": GlimpseConfig(**checked["env_config"])})
+
+    def moved(self, device: str | None = None, data_root: str | None = None) -> Self:
+        """The same on another device and with another data folder, where given."""
+        env_config = self.env_config.replace(data_root=data_root or self.env_config.data_root)
+        return dataclasses.replace(self, device=device or self.device, env_config=env_config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeConfig(TrainConfig):
+    """What the agents have that `agents.training.loop` trains: passes, batches and the optimizer."""
+
+    epochs: Annotated[int, Interval(ge=1, le=2**20)] = 100
     """Passes over the training images; each pass draws new scenes."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Scenes in one update. What is left of a pass that it does not divide is dropped."""
 
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Adam's largest learning rate."""
     learning_rate_schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     """One-cycle rises over the first tenth and falls to 0 along a cosine; cosine only falls."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay (AdamW)."""
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: NotNegative = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
 
-    distorted_copies: int = 0
+    distorted_copies: Annotated[int, Interval(ge=0, le=100)] = 0
     """Copies of each training image, turned, scaled, sheared, shifted and bent a little, each in its own way. A pass
     shows every image once, as it is or as one of its copies. 0 trains on the images as they are."""
 
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between evaluations on the validation split."""
-    checkpoint_minutes: float = 2.0
+    checkpoint_minutes: NotNegative = 2.0
     """A checkpoint is written with every evaluation, at least this often, and where training is stopped."""
 
-    def __post_init__(self) -> None:
-        get_task(self.task)
-        for name, low in self.lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name, value in self.to_dict().items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
-        if self.seed >= MAX_SEED:
-            raise ValueError(f"seed must be below {MAX_SEED}, got {self.seed}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
-    def environment(self) -> GlimpseConfig:
-        """The environment that the run trains on, training split."""
-        overrides: dict[str, Any] = {"composition": self.composition, "data_root": self.data_root}
-        if self.dataset is not None:
-            overrides["dataset"] = self.dataset
-        if self.num_glimpses is not None:
-            overrides["num_glimpses"] = self.num_glimpses
-        return get_task(self.task).config.replace(**overrides)
+def nearest_task(task: str, known: Iterable[str]) -> str:
+    """The known task whose settings suit a task best: itself, or else one with as many scales, clutter where it has
+    clutter, and a canvas of nearly its size, in this order.
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dict that `json.dumps` takes and the class gives back from keyword arguments."""
-        return dataclasses.asdict(self)
+    Raises:
+        ValueError: there is no such task.
+    """
+    wanted = get_task(task).config
+
+    def distance(name: str) -> tuple[bool, bool, bool, int]:
+        config = get_task(name).config
+        scales, clutter = config.num_scales != wanted.num_scales, (config.num_clutter > 0) != (wanted.num_clutter > 0)
+        return name != task, scales, clutter, abs(config.canvas_size - wanted.canvas_size)
+
+    return min(known, key=distance)
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
+def learning_rate(config: NativeConfig, done: float) -> float:
     """The learning rate when a share `done` in [0, 1] of all updates is done."""
     if config.learning_rate_schedule == "constant":
         return config.learning_rate

@@ -11,7 +11,7 @@ import torch
 
 from ram_gym import load_dataset
 
-from .config import TrainConfig
+from .config import NativeConfig
 from .interrupts import noted_interrupts
 from .ranks import ALONE, Ranks
 from .run_folder import RunFolder, TensorBoard
@@ -47,7 +47,7 @@ class TrainResult(NamedTuple):
 
 def run_training(
     make: Callable[[], Trainer],
-    config: TrainConfig,
+    config: NativeConfig,
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
@@ -117,14 +117,14 @@ def run_training(
 
 
 def _begin(
-    make: Callable[[], Trainer], config: TrainConfig, folder: RunFolder | None, resume: bool, ranks: Ranks
+    make: Callable[[], Trainer], config: NativeConfig, folder: RunFolder | None, resume: bool, ranks: Ranks
 ) -> Trainer:
     """The trainer, as far as the folder's run has come; the folder as it was then."""
     with ranks.together():
         if folder is not None and not resume:
             folder.require_no_run()
         if ranks.local_rank == 0:  # one process of a machine, since this may download
-            load_dataset(config.environment().dataset, "train", config.data_root)
+            load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
     with ranks.together():
         trainer = make()
         if folder is not None and resume and (folder.path / "last.safetensors").exists():

@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +27,13 @@ from torch import Tensor
 
 import ram_gym
 
-Config = TypeVar("Config")
+from .config import TrainConfig
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+FORMAT = 2
+"""Of config.json, and of what its configuration means. `agents.training.migrate` knows the older ones."""
+MIGRATE = "python -m agents migrate"
 
 PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 PRETRAINED = "pretrained:"
@@ -85,8 +90,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
         versions |= {package: metadata.version(package) for package in (*PACKAGES, *packages)}
-        about = {"agent": agent, "config": config, "command": self.command, "versions": versions}
-        about["hardware"] = {**_hardware(), "ranks": ranks}
+        about: dict[str, Any] = {"format": FORMAT, "agent": agent, "config": config, "command": self.command}
+        about |= {"versions": versions, "hardware": {**_hardware(), "ranks": ranks}}
         self.write_json("config.json", about)
 
     def require_no_run(self) -> None:
@@ -105,18 +110,19 @@ class RunFolder:
             raise RunError(f"{self.path} is a run of {about.get('agent')!r}, not of {agent!r}")
         return about["config"]
 
-    def read_as(self, make: Callable[..., Config], *agents: str) -> Config:
-        """The configuration of a run of one of some agents, as `make` gives it from its fields.
+    def read_as(self, kind: type[Config], *agents: str) -> Config:
+        """The configuration of a run of one of some agents.
 
         Raises:
-            RunError: there is no run, it is another agent's, or its config.json is of another version.
+            RunError: there is no run, it is another agent's, or a field of its configuration is not what it must be.
         """
         agent = self.read_agent()
         fields = self.read_config(agent if agent in agents else agents[0])
         try:
-            return make(**fields)
-        except (TypeError, ValueError) as error:
-            raise RunError(f"{self.path}/config.json is damaged or of another version: {error}") from error
+            return kind.from_dict(fields)
+        except ValueError as error:
+            hint = f"; {MIGRATE} {self.path} adds it" if str(error).endswith(" is missing") else ""
+            raise RunError(f"{self.path}/config.json: {error}{hint}") from error
 
     def read_agent(self) -> str:
         """The name of the agent whose run it is.
@@ -137,6 +143,9 @@ class RunFolder:
         about = self.read_json("config.json")
         if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
             raise RunError(f"{self.path}/config.json is damaged: it holds no configuration")
+        if about.get("format") != FORMAT:
+            older = f"{self.path}/config.json has format {about.get('format', 1)!r} and this version reads {FORMAT}"
+            raise RunError(f"{older}: {MIGRATE} {self.path} brings an older run up to date")
         return about
 
     def write_json(self, name: str, value: Any) -> None:
@@ -262,7 +271,8 @@ def publish(folder: RunFolder, name: str) -> Path:
         }
     target.mkdir(parents=True)
     copy = RunFolder(target)
-    copy.write_json("config.json", {**about, "config": {**about["config"], "data_root": None}})
+    env_config = {**about["config"]["env_config"], "data_root": None}
+    copy.write_json("config.json", {**about, "config": {**about["config"], "env_config": env_config}})
     copy.write_tensors("best.safetensors", weights, header)
     copy.write_json("results.json", results)
     return target

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from ram_gym import GlimpseConfig, Policy, evaluate, load_dataset
 
 from .allocator import keep_freed_memory
-from .config import TrainConfig, learning_rate
+from .config import NativeConfig, learning_rate
 from .distortion import with_distorted_copies
 from .environment import check_device, make_env
 from .ranks import Ranks
@@ -45,7 +45,7 @@ class Trainer(ABC):
     optimizer: torch.optim.Optimizer
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder | None, ranks: Ranks, setting: GlimpseConfig, rollouts: int = 1
+        self, config: NativeConfig, folder: RunFolder | None, ranks: Ranks, setting: GlimpseConfig, rollouts: int = 1
     ) -> None:
         keep_freed_memory()
         self.config, self.folder, self.ranks = config, folder, ranks
@@ -60,7 +60,7 @@ class Trainer(ABC):
             else None
         )
         self.env = make_env(setting, device, self.num_scenes * rollouts, copies)
-        self.validation_env = make_env(config.environment().replace(split="validation"), device)
+        self.validation_env = make_env(config.env_config.replace(split="validation"), device)
         self.updates_per_epoch = self.num_images // config.batch_size
         if not self.updates_per_epoch:
             raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")
