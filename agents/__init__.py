@@ -1,7 +1,10 @@
-"""Reference agents for ram_gym: run from a checkout, `python -m agents --help`."""
+"""Reference agents for ram_gym: `python -m agents --help` in a checkout, `ram-gym --help` where pip installed them."""
 
 import os
 
-# OpenMP threads that wait for each other give their core back soon. By default they spin for long, and one other busy
-# process makes training on all cores more than ten times slower. Read when PyTorch is loaded, so it stands here.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+PROGRAM = "python -m agents" if __name__ == "agents" else "ram-gym"
+"""How a user calls the command line, for what it prints."""
+
+# OpenMP threads that wait for each other sleep. By default they spin: one other busy process then makes training on all
+# cores several times slower, and nothing is gained on an idle machine. Read when PyTorch is loaded, so it stands here.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")

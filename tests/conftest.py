@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # OpenMP threads that spin while they wait make the suite many times slower beside any other busy process.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import numpy as np
 import pytest
