@@ -119,6 +119,30 @@ def test_average_10_describes_its_first_rollout(small_images: tuple) -> None:
     assert torch.equal(averaged.locations[:, 0], scenes.first_locations(keys, 0))
 
 
+class Doubtful:
+    """Gives other probabilities in each rollout; `table` has those of rollout, scene and label."""
+
+    name = "doubtful"
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table, self.rollouts = torch.from_numpy(table), 0
+
+    def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], int]:
+        self.rollouts += state is None
+        logs = self.table[self.rollouts - 1].log().float()
+        return {"location": observation["location"], "label": logs.argmax(-1), "log_probabilities": logs}, 1
+
+
+def test_average_10_answers_with_the_largest_mean_of_logarithms(small_images: tuple) -> None:
+    table = np.random.default_rng(0).dirichlet(np.full(5, 0.3), (10, 20))
+    evaluation = evaluate(Doubtful(table), make(small_images, 20), protocol="average-10")
+    expected = np.log(table).mean(0).argmax(-1)
+    assert evaluation.predictions.tolist() == expected.tolist()
+    assert evaluation.errors == (expected != np.asarray(small_images[1])).sum()
+    for other in (table.mean(0), table.max(0), table[0], table[-1]):
+        assert (other.argmax(-1) != expected).any(), "the table would not tell"
+
+
 class Odd:
     name = "odd"
 
