@@ -8,11 +8,13 @@ last two test.
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -62,7 +64,9 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
 
     Returns:
         The split's images and labels, and the number of classes, one more than the largest label. A named dataset is
-        loaded once a process and shared.
+        loaded once a process and shared. Your own images are copied, once for all environments of a process that are
+        given the same ones, whether as the same arrays or not: if you change your arrays later, environments that exist
+        stay as they are, and new ones have the new images.
 
     Raises:
         DatasetError: the name is unknown, the files are missing or damaged, or the arrays do not fit together.
@@ -168,7 +172,23 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray) -> Dataset:
         raise DatasetError(f"labels must be integers from 0 on, got dtype {labels.dtype}")
     if labels.min() < 0 or labels.max() >= 2**31:
         raise DatasetError(f"labels must be integers in [0, 2^31), got {labels.min()} to {labels.max()}")
-    return _frozen(images.astype(np.uint8), labels.astype(np.int64), int(labels.max()) + 1)
+    images, labels = _shared(images.astype(np.uint8, copy=False)), _shared(labels.astype(np.int64, copy=False))
+    return Dataset(images, labels, int(labels.max()) + 1)
+
+
+_copies: WeakValueDictionary[tuple[str, tuple[int, ...], bytes], np.ndarray] = WeakValueDictionary()
+
+
+def _shared(array: np.ndarray) -> np.ndarray:
+    """A read-only copy of an array, the same one for all arrays that hold the same numbers while somebody uses it."""
+    array = np.ascontiguousarray(array)
+    key = (array.dtype.str, array.shape, hashlib.sha256(array.data).digest())
+    copy = _copies.get(key)
+    if copy is None:
+        copy = array.copy()
+        copy.setflags(write=False)
+        _copies[key] = copy
+    return copy
 
 
 def _frozen(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Dataset:

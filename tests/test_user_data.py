@@ -2,15 +2,80 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ram_gym import DatasetError, GlimpseEnv, GlimpseVectorEnv, load_dataset
+from ram_gym import DatasetError, GlimpseEnv, GlimpseVectorEnv, datasets, load_dataset
 
 IMAGE = np.full((6, 6), 9, np.uint8)
+
+
+class Pairs:
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(self.labels[index])
+
+
+FORMS: dict[str, Any] = {
+    "arrays": lambda images, labels: (images, labels),
+    "other arrays": lambda images, labels: (images.copy(), labels.astype(np.int32)),
+    "channels last": lambda images, labels: (images[..., None], labels),
+    "floats": lambda images, labels: (images / 255, labels),
+    "tensors": lambda images, labels: (torch.from_numpy(images), torch.from_numpy(labels)),
+    "lists": lambda images, labels: [images.astype(int).tolist(), labels.tolist()],
+    "pairs": Pairs,
+    "splits": lambda images, labels: {"train": (images, labels), "test": (images[:2], labels[:2])},
+}
+
+
+def test_environments_share_one_copy_of_the_same_images(small_images: tuple) -> None:
+    images, labels = (array.copy() for array in small_images)
+    given = {name: make(images, labels) for name, make in FORMS.items()}
+    envs = {name: GlimpseEnv(dataset=value, patch_size=4) for name, value in given.items()}
+    data = {name: env._data for name, env in envs.items()}
+    first = data["arrays"]
+    for name, other in data.items():
+        assert np.shares_memory(first.images, other.images), name
+        assert np.shares_memory(first.labels, other.labels), name
+    np.testing.assert_array_equal(first.images[:, 0], images)
+    assert not np.shares_memory(first.images, images)
+    assert not np.shares_memory(first.images, load_dataset((images[::-1], labels)).images)
+    assert not np.shares_memory(first.images, load_dataset((images.reshape(20, 5, 6), labels)).images)
+
+
+def test_a_later_change_of_the_callers_images_changes_new_environments_alone(small_images: tuple) -> None:
+    images, labels = (array.copy() for array in small_images)
+    options: dict[str, Any] = {"dataset": (images, labels), "canvas_size": 6, "patch_size": 4}
+    old = GlimpseEnv(**options)
+    images[0] = 255 - images[0]
+    labels[0] = 4
+    new = GlimpseEnv(**options)
+    seen = {}
+    for name, env in (("old", old), ("new", new)):
+        env.reset(options={"index": 0})
+        seen[name] = env.canvas[0], env.label
+    np.testing.assert_array_equal(seen["old"][0][:, :5].max(), small_images[0][0].max())
+    assert (seen["old"][1], seen["new"][1]) == (0, 4)
+    assert np.array_equal(np.sort(old._data.images[0], None), np.sort(small_images[0][0], None))
+    np.testing.assert_array_equal(new._data.images[0, 0], images[0])
+
+
+def test_images_that_nobody_uses_are_forgotten(small_images: tuple) -> None:
+    before = set(datasets._copies)
+    env = GlimpseEnv(dataset=(small_images[0] // 2, small_images[1]), patch_size=4)
+    assert set(datasets._copies) > before
+    del env
+    gc.collect()
+    assert set(datasets._copies) <= before
 
 
 @pytest.mark.parametrize("label", [0.7, 1.0, "3", "cat", None, [0, 1], np.array([1, 0])])
