@@ -1,12 +1,13 @@
 """Evaluation: the Policy protocol, and the only definition of a policy's accuracy and error.
 
-Longer than other files here: playing, its record and what may be asked of that record are one contract.
+Longer than other files here: a policy, its evaluation and the numbers computed from it are one contract.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -23,71 +24,80 @@ from ram_gym.vector_env import GlimpseVectorEnv
 
 ProtocolName = Literal["single", "average-10"]
 NUM_ROLLOUTS: dict[str, int] = {"single": 1, "average-10": 10}
-"""How many rollouts of each scene a protocol looks at."""
+"""Number of rollouts of each scene, by protocol."""
 
 
 class Policy(Protocol):
-    """Anything that plays: an observation and its own memory in, an action and its new memory out.
+    """Anything that maps an observation and its own state to an action and its next state.
 
-    A policy whose labels are answers at every step, not at the last alone, says so with an attribute
-    `answers_early = True`. `ram_gym.as_policy` makes policies of functions, torch modules and Stable-Baselines3 models.
+    A policy whose label is an answer at every step, not only at the last, has an attribute `answers_early = True`.
+    `ram_gym.as_policy` makes policies of functions, torch modules and Stable-Baselines3 models.
     """
 
     name: str
-    """What reports call it."""
+    """Its name in reports."""
 
     def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
-        """The next action of N episodes. `state` is None at their first step, then what the last call returned.
+        """The next action of N episodes, called T times an episode, without gradient.
 
-        The observation has `glimpse`, float32 (N, K * C, P, P) in [0, 1], and `location`, float32 (N, 2), as tensors on
-        the environment's device; N is always its number of lanes. It is called T times an episode, without gradient;
-        only the last call's label is the answer.
+        Args:
+            observation: `glimpse`, float32 (N, K * C, P, P) in [0, 1], and `location`, float32 (N, 2), tensors on the
+                environment's device; N is always its number of lanes.
+            state: None at the first step of an episode, then the state that the last call returned.
 
-        The action has `location` (N, 2) and `label` (N,), as GlimpseVectorEnv takes them, and may have
-        `log_probabilities` (N, L), of the label, which protocol "average-10" needs.
+        Returns:
+            The action and the next state. The action has `location` (N, 2) and `label` (N,), as GlimpseVectorEnv takes
+            them; only the last label is the answer. It may have `log_probabilities` (N, L) of the labels, which
+            protocol "average-10" needs.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a policy did on a split's scenes. Tensors are on the CPU, by image index; T is the number of glimpses.
+    """How well a policy did on a split's scenes. Tensors are on the CPU, in the order of the images.
 
-    Under protocol "average-10" the predictions are those of all rollouts together; answers and locations, and what is
-    derived from them, are of the first rollout, which is the one that protocol "single" plays.
+    T is the number of glimpses. Under protocol "average-10" the predictions are those of all rollouts together.
+    Answers, locations and what is computed from them are of the first rollout, the one that protocol "single" plays.
     """
 
     task: str
     policy: str
     protocol: ProtocolName
     split: str
-    setting: GlimpseConfig
-    """The environment's configuration; with the labels it tells whether two evaluations saw the same scenes."""
+    env_config: GlimpseConfig
+    """The environment config; with the labels it decides whether two evaluations are of the same scenes."""
     num_classes: int
     """Number L of labels."""
     answers_early: bool
-    """Whether labels given before the last step are answers too."""
+    """Whether labels before the last step are answers too."""
     seconds: float
-    """Time spent playing, scenes and glimpses included."""
+    """Wall-clock seconds of playing, including the making of scenes and glimpses."""
     labels: Tensor
-    """int64 (episodes,), the right answers."""
+    """int64 (episodes,): the right answers."""
     predictions: Tensor
-    """int64 (episodes,), the policy's answers."""
+    """int64 (episodes,): the policy's answers."""
     answers: Tensor
-    """int64 (episodes, T), the label given after each glimpse."""
+    """int64 (episodes, T): the policy's label after each glimpse."""
     locations: Tensor
-    """float32 (episodes, T, 2), where each glimpse was taken; the environment chose the first one."""
+    """float32 (episodes, T, 2): the location of each glimpse; the environment chose the first."""
     digit_locations: Tensor
-    """float32 (episodes, 2), the centres of the images on the canvas."""
+    """float32 (episodes, 2): the location of the image's centre on the canvas."""
+
+    @property
+    def setting(self) -> GlimpseConfig:
+        """Deprecated: use `env_config`."""
+        warnings.warn("Evaluation.setting is deprecated: use env_config", DeprecationWarning, stacklevel=2)
+        return self.env_config
 
     @property
     def episodes(self) -> int:
-        """Number of scenes."""
+        """Number of scenes, one episode each."""
         return len(self.labels)
 
     @property
     def is_right(self) -> Tensor:
-        """Bool (episodes,)."""
+        """Whether each answer is right: bool (episodes,)."""
         return self.predictions == self.labels
 
     @property
@@ -117,7 +127,7 @@ class Evaluation:
 
     @property
     def right_by_glimpse(self) -> list[int] | None:
-        """How many answers were right after each glimpse; None unless the policy answers early."""
+        """Number of right answers after each glimpse; None unless the policy answers early."""
         return (self.answers == self.labels[:, None]).sum(0).tolist() if self.answers_early else None
 
     @property
@@ -130,27 +140,26 @@ class Evaluation:
     def distance_by_glimpse_pixels(self) -> list[float]:
         """Mean distance of each glimpse's location from the image's centre, in canvas pixels."""
         offsets = (self.locations - self.digit_locations[:, None]).double()
-        return (offsets.norm(dim=-1).mean(0) * (self.setting.canvas_size / 2)).tolist()
+        return (offsets.norm(dim=-1).mean(0) * (self.env_config.canvas_size / 2)).tolist()
 
     @property
     def spread_by_glimpse_pixels(self) -> list[float]:
-        """How far each glimpse's location varies between scenes, in canvas pixels.
+        """How much each glimpse's location varies between scenes, in canvas pixels.
 
-        Root mean square distance from the mean location: 0 where a policy looks at the same place in every scene,
-        whatever it has seen.
+        Root mean square distance from the mean location. It is 0 if a policy looks at the same place in every scene.
         """
         offsets = self.locations.double() - self.locations.double().mean(0)
-        return (offsets.square().sum(-1).mean(0).sqrt() * (self.setting.canvas_size / 2)).tolist()
+        return (offsets.square().sum(-1).mean(0).sqrt() * (self.env_config.canvas_size / 2)).tolist()
 
     @property
     def confusion(self) -> Tensor:
-        """int64 (L, L): how many scenes of each label (row) got each prediction (column)."""
+        """int64 (L, L): number of scenes of each label (row) that got each prediction (column)."""
         cells = self.labels * self.num_classes + self.predictions
         return cells.bincount(minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
 
     @property
     def class_error_percent(self) -> list[float | None]:
-        """Wrong answers among the scenes of each label, in percent; None where there are none."""
+        """Wrong answers among the scenes of each label, in percent; None for a label without scenes."""
         totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
         return [100 * (n - r) / n if n else None for n, r in zip(totals, right, strict=True)]
 
@@ -158,10 +167,10 @@ class Evaluation:
         """The evaluation of some of the scenes.
 
         Args:
-            is_in: bool (episodes,), which; at least one.
+            is_in: bool (episodes,): which scenes; at least one.
 
         Raises:
-            ValueError: it is of another shape or type, or names none.
+            ValueError: `is_in` has another shape or dtype, or no True.
         """
         if is_in.dtype != torch.bool or is_in.shape != (self.episodes,) or not is_in.any():
             raise ValueError(
@@ -174,11 +183,11 @@ class Evaluation:
 
     @property
     def scenes_per_second(self) -> float:
-        """How fast it was played, all rollouts of a scene counted as one."""
+        """Scenes played per second; all rollouts of a scene count as one."""
         return self.episodes / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """What is reported, as a dict that `json.dumps` takes; the same each time but for a policy's own chance."""
+        """The results as a dict that `json.dumps` takes; deterministic, except for what the policy draws at random."""
         return {
             "task": self.task,
             "policy": self.policy,
@@ -206,26 +215,26 @@ def evaluate(
     episodes: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Plays the scenes of the environment's split, image 0 first, each from the same first location for every policy.
+    """Plays the scenes of the environment's split, image 0 first. Every policy gets the same first locations.
 
-    The scenes are those of the environment's scene seed (`EVALUATION_SCENE_SEED` unless it was given another).
+    The scenes are those of the environment's scene seed, `EVALUATION_SCENE_SEED` by default.
 
     Args:
-        policy: who plays.
+        policy: the policy to evaluate.
         env: output "torch", any autoreset mode but SAME_STEP, and a fixed scene seed (the training split needs one
             given); its number of lanes is the batch size.
-        task: name for the report.
+        task: name of the task in reports.
         protocol: "single": one rollout a scene; "average-10": the log-probabilities of the label averaged over 10
             rollouts that differ in their first glimpse.
-        episodes: how many scenes; None: all of the split. The last batch is filled up with scenes that do not count.
+        episodes: number of scenes; None: all of the split. The last batch is filled up with scenes that do not count.
         on_batch: called with the number of scenes played so far, after each batch.
 
     Returns:
-        What was answered and where it looked; a scene counts as one episode under either protocol.
+        The answers and the locations; a scene counts as one episode under either protocol.
 
     Raises:
-        ValueError: the environment or the protocol does not fit; or the policy's action does not, and then the message
-            begins with the policy's name.
+        ValueError: the environment, the protocol or the policy's action is not as described. If it is the action, the
+            message begins with the policy's name.
     """
     if not isinstance(env, GlimpseVectorEnv):
         raise ValueError(f"env must be a GlimpseVectorEnv, without wrappers, got {env}")
@@ -240,7 +249,9 @@ def evaluate(
         )
     episodes = env.num_images if episodes is None else episodes
     if env.config.fixed_scene_seed is None:
-        raise ValueError("env draws fresh scenes: give it a scene_seed, or the split 'validation' or 'test'")
+        raise ValueError(
+            "env draws fresh scenes in each episode: give it a scene_seed, or the split 'validation' or 'test'"
+        )
     number = as_integer(episodes)
     if number is None or not 1 <= number <= env.num_images:
         raise ValueError(f"episodes must be an int in 1 to {env.num_images}, the images of the split, got {episodes!r}")
@@ -250,7 +261,7 @@ def evaluate(
         began = time.perf_counter()
         index = torch.arange(start, start + env.num_envs, device=env.device) % env.num_images
         count = min(env.num_envs, episodes - start)
-        # Two copies a batch, the only times that playing waits for the device.
+        # Two copies to the host a batch: nothing else waits for the device.
         integers, numbers = (part[:count].cpu() for part in _play(policy, env, index, NUM_ROLLOUTS[protocol]))
         seconds += time.perf_counter() - began
         if not integers[:, 0].all():
@@ -268,7 +279,7 @@ def evaluate(
         policy=policy.name,
         protocol=protocol,
         split=env.config.split,
-        setting=env.config,
+        env_config=env.config,
         num_classes=env.num_classes,
         answers_early=bool(getattr(policy, "answers_early", False)),
         seconds=seconds,
@@ -284,16 +295,17 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
     """One batch of scenes, on the environment's device.
 
     Returns:
-        int64 (N, 3 + T): whether the actions fit, label, prediction, and the answer after each glimpse; float32
-        (N, 2 T + 2): where each glimpse was taken, and the image's centre. The last two are of the first rollout.
+        int64 (N, 3 + T): whether the actions are valid, label, prediction, and the answer after each glimpse; float32
+        (N, 2 T + 2): the location of each glimpse, and of the image's centre. Answers and locations are of the first
+        rollout.
     """
-    is_fit = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    is_valid = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     total = torch.zeros(env.num_envs, env.num_classes, device=env.device)
     integers, numbers = [], []
     for rollout in range(rollouts):
         options: dict[str, Any] = {"index": index}
         if rollouts > 1:
-            # Rollout 0 begins where the environment would begin.
+            # Rollout 0 begins at the first location that the environment itself would choose.
             seeds = torch.full_like(index, env.config.fixed_scene_seed or 0)
             keys = scenes.scene_keys(index, seeds, env.config.split)
             options["location"] = scenes.first_locations(keys, rollout)
@@ -305,12 +317,12 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             given = {key: value for key, value in action.items() if key != "log_probabilities"}
             with _blaming(policy):
                 checked = check_actions(given, env.num_classes, env.num_envs, env.device)
-            # What is bad on a GPU goes no further: the environment has nothing to report later.
+            # Bad values on a GPU become 0 here, so that the environment has no error to report later.
             (location, is_finite), (label, is_label) = (part.or_zero() for part in checked)
             if is_finite is not None:
-                is_fit &= is_finite.all(-1)
+                is_valid &= is_finite.all(-1)
             if is_label is not None:
-                is_fit &= is_label
+                is_valid &= is_label
             observation, _, _, _, info = env.step({"location": location, "label": label})
             if rollout == 0:
                 numbers.append(place)
@@ -320,12 +332,12 @@ def _play(policy: Policy, env: GlimpseVectorEnv, index: Tensor, rollouts: int) -
             prediction = info["prediction"]
         if rollouts > 1:
             logs = _log_probabilities(policy, action, env)
-            is_fit &= (logs < torch.inf).all(-1)  # -inf is the logarithm of 0; NaN is not below anything
+            is_valid &= (logs < torch.inf).all(-1)  # -inf is the logarithm of 0; NaN is not below anything
             total += logs
     if rollouts > 1:
         prediction = total.argmax(-1)
-    found = (is_fit.to(torch.int64), info["label"], prediction, *integers)
-    return torch.stack(found, 1), torch.cat(numbers, 1)
+    columns = (is_valid.to(torch.int64), info["label"], prediction, *integers)
+    return torch.stack(columns, 1), torch.cat(numbers, 1)
 
 
 def _act(policy: Policy, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
@@ -357,33 +369,32 @@ def _log_probabilities(policy: Policy, action: dict[str, Any], env: GlimpseVecto
 
 @contextmanager
 def _blaming(policy: Policy) -> Iterator[None]:
-    """Names the policy in what the environment says of its action."""
+    """Names the policy in the environment's errors about its action."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"policy {policy.name!r}: {error}") from error
 
 
-_OF_SIGHT = ("data_root", "num_glimpses", "patch_size", "num_scales", "scale_factor")
-"""Fields of GlimpseConfig that leave scenes as they are."""
+_SENSOR_FIELDS = ("data_root", "num_glimpses", "patch_size", "num_scales", "scale_factor")
+"""Fields of GlimpseConfig that do not change the scenes."""
 
 
 def compare(policy: Evaluation, reference: Evaluation) -> Comparison:
-    """The paired difference of two evaluations: the policy's less the reference's.
+    """The paired difference of two evaluations: the policy's minus the reference's.
 
-    What they saw of the scenes may differ: number of glimpses, patch size and scales. Of own images only the labels are
-    compared, so that two sets with the same labels pass for one. Protocols are not compared here; `ComparisonTable`
-    refuses different ones.
+    The scenes must be the same; number of glimpses, patch size and scales may differ. Of your own images only the
+    labels are compared, so two datasets with the same labels count as one. Different protocols are accepted here;
+    `ComparisonTable` refuses them.
 
     Raises:
-        ValueError: their images, canvases, clutter, scene seeds or labels differ, so that they are not of the same
-            scenes.
+        ValueError: datasets, canvases, clutter, scene seeds or labels differ, so the scenes are not the same.
     """
-    ours, theirs = policy.setting.to_dict(), reference.setting.to_dict()
-    differing = [name for name in ours if name not in _OF_SIGHT and ours[name] != theirs[name]]
+    ours, theirs = policy.env_config.to_dict(), reference.env_config.to_dict()
+    differing = [name for name in ours if name not in _SENSOR_FIELDS and ours[name] != theirs[name]]
     if differing:
-        found = (", ".join(f"{name}={setting[name]!r}" for name in differing) for setting in (ours, theirs))
-        raise ValueError(f"evaluations must be of the same scenes, got {' and '.join(found)}")
+        texts = (", ".join(f"{name}={fields[name]!r}" for name in differing) for fields in (ours, theirs))
+        raise ValueError(f"evaluations must be of the same scenes, got {' and '.join(texts)}")
     if not torch.equal(policy.labels, reference.labels):
         raise ValueError(
             f"evaluations must be of the same scenes, got {policy.episodes} and {reference.episodes} episodes "

@@ -85,7 +85,7 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_csv(text: str) -> str:
-    """The text on one line, with a ' before it if a spreadsheet would take it for a formula. Quoting is not done here.
+    """The text on one line, with a ' in front if a spreadsheet would take it for a formula. Quotes are the writer's.
 
     Example:
         >>> escape_csv("=1+1"), escape_csv("runs/a")

@@ -1,7 +1,7 @@
 """Plots of evaluations, as SVG for an HTML page. Needs `pip install 'ram_gym[report]'`.
 
-What is drawn in ink takes the colour of the text around it, so that one drawing is legible on light and dark pages.
-Policies differ in marker and line as well as in colour.
+Axes and text take the colour of the page's text, so a plot is legible on light and dark pages. Policies differ in
+marker and line style as well as in colour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from ram_gym.evaluation import Evaluation
 from ram_gym.statistics import wilson_percent
 
-_INK = "#010203"  # stands for the page's own text colour
+_INK = "#010203"  # replaced by the page's own text colour
 _COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":")
@@ -47,22 +47,22 @@ _STYLE = {
 }
 _LONGEST_NAME = 44
 _MAX_CELLS = 30
-"""A canvas is cut into at most this many squares along each axis to count looks."""
+"""Largest number of squares along each axis of the canvas, to count locations in."""
 _MAX_WRITTEN_CLASSES = 12
 """Confusion matrices of more classes have no numbers in their cells."""
 
 _NUMBERS = itertools.count()
 
 Named = Sequence[tuple[str, Evaluation]]
-"""What the drawing calls a policy, and its evaluation."""
+"""Pairs of a policy's name in the plot and its evaluation."""
 
 
 def plot_accuracy(evaluations: Named) -> str:
-    """Accuracy after each glimpse, with Wilson intervals; one mark at the end for policies that answer there alone."""
+    """Accuracy after each glimpse, with Wilson intervals; one mark at the end for policies that answer only then."""
     with _figure() as (_, axes, finish):
         for number, (name, evaluation) in enumerate(evaluations):
             counts = evaluation.right_by_glimpse
-            last = evaluation.setting.num_glimpses
+            last = evaluation.env_config.num_glimpses
             if counts is None:
                 glimpses, counts = [last], [evaluation.episodes - evaluation.errors]
             else:
@@ -72,7 +72,7 @@ def plot_accuracy(evaluations: Named) -> str:
             spread = np.abs(bounds - values)
             axes.errorbar(glimpses, values, spread, label=_short(name), capsize=2, **_line(number))
         axes.set_ylabel("accuracy in %")
-        axes.set_xlim(0.7, last + 0.3)  # all glimpses, where every policy has its one mark at the last too
+        axes.set_xlim(0.7, last + 0.3)  # all glimpses, even if every policy has one mark only, at the last
         _by_glimpse(axes)
         _legend(axes)
         return finish()
@@ -109,8 +109,8 @@ def plot_class_error(evaluations: Named) -> str:
 
 
 def plot_density(evaluation: Evaluation) -> str:
-    """Where on the canvas a policy looked, but for the first glimpse, whose place the environment chose."""
-    size, shares = evaluation.setting.canvas_size, looks_percent(evaluation)
+    """Where on the canvas a policy looked, without the first glimpse, whose location the environment chose."""
+    size, shares = evaluation.env_config.canvas_size, looks_percent(evaluation)
     with _figure(3.1, 2.6) as (figure, axes, finish):
         extent = (0, size, size, 0)
         image = axes.imshow(shares, extent=extent, norm=PowerNorm(0.5, 0, shares.max()), interpolation="nearest")
@@ -122,11 +122,11 @@ def plot_density(evaluation: Evaluation) -> str:
 
 
 def looks_percent(evaluation: Evaluation) -> np.ndarray:
-    """Share of the looks on each square of the canvas, in percent: float64 (rows, columns).
+    """Share of the glimpses in each square of the canvas, in percent: float64 (rows, columns).
 
-    The first glimpse, whose place the environment chose, counts only where there is no other.
+    The first glimpse, whose location the environment chose, counts only if it is the only one.
     """
-    size, cells = evaluation.setting.canvas_size, _num_cells(evaluation)
+    size, cells = evaluation.env_config.canvas_size, _num_cells(evaluation)
     chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
     x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
     counts, _, _ = np.histogram2d(y, x, bins=cells, range=((0, size), (0, size)))
@@ -135,15 +135,15 @@ def looks_percent(evaluation: Evaluation) -> np.ndarray:
 
 def cell_side(evaluation: Evaluation) -> float:
     """Side in canvas pixels of the squares that `plot_density` counts in."""
-    return evaluation.setting.canvas_size / _num_cells(evaluation)
+    return evaluation.env_config.canvas_size / _num_cells(evaluation)
 
 
 def _num_cells(evaluation: Evaluation) -> int:
-    return min(evaluation.setting.canvas_size, _MAX_CELLS)
+    return min(evaluation.env_config.canvas_size, _MAX_CELLS)
 
 
 def plot_confusion(evaluation: Evaluation) -> str:
-    """How many scenes of each class got each answer; wrong answers shaded by their share of the class."""
+    """Number of scenes of each class that got each answer; wrong answers shaded by their share of the class."""
     confusion = evaluation.confusion.numpy()
     num = len(confusion)
     wrong = confusion * (1 - np.eye(num, dtype=np.int64)) / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -166,7 +166,7 @@ def plot_confusion(evaluation: Evaluation) -> str:
 
 @contextmanager
 def _figure(width: float = 4.8, height: float = 3.0) -> Iterator[tuple[Figure, Any, Callable[[], str]]]:
-    """A figure with one pair of axes, and the function that makes it SVG."""
+    """A figure with one pair of axes, and the function that returns it as SVG."""
     with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot(), lambda: _svg(figure)
@@ -178,9 +178,9 @@ def _svg(figure: Figure) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Inside HTML, the names of the XML dialects are understood.
+    # HTML needs no XML namespaces.
     text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)
-    # Names are for the whole page: only those that are used stay, and each plot has its own.
+    # Ids are shared by the whole page: unused ones go, and each plot gets its own prefix.
     prefix, used = f"plot{next(_NUMBERS)}-", set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
@@ -188,7 +188,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _line(number: int) -> dict[str, Any]:
-    """How the lines of the policy of a number look."""
+    """Colour, marker and line style of the policy of a number."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -205,13 +205,13 @@ def _by_glimpse(axes: Any) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """A legend above the axes, in as many columns as its names leave room for."""
+    """A legend above the axes, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     columns = max(1, min(3, 72 // (max(map(len, names)) + 8)))
     axes.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.5)
 
 
 def _short(name: str) -> str:
-    """A name that fits, and that is no hidden one to matplotlib."""
+    """A name that fits, and that matplotlib does not hide for its leading underscore."""
     cut = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
     return f"\N{ZERO WIDTH SPACE}{cut}" if not cut or cut.startswith("_") else cut

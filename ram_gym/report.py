@@ -1,4 +1,4 @@
-"""One HTML file on a comparison, that needs nothing else: tables, plots, and episodes side by side.
+"""A comparison as one self-contained HTML file: tables, plots, and episodes side by side.
 
 Needs `pip install 'ram_gym[report]'`.
 """
@@ -26,7 +26,7 @@ from ram_gym.tables import ComparisonTable
 from ram_gym.vector_env import GlimpseVectorEnv
 
 MAX_SCENES = 24
-"""How many scenes of each task a report shows unless told otherwise."""
+"""Default number of scenes of each task in a report."""
 _PACKAGES = ("gymnasium", "numpy", "torch", "scipy")
 
 
@@ -38,19 +38,19 @@ def write_report(
     command: str | None = None,
     max_scenes: int = MAX_SCENES,
 ) -> None:
-    """Writes a comparison as one HTML file without outside links or scripts.
+    """Writes a comparison as one HTML file without external links or scripts.
 
     Args:
         path: the file, written whole or not at all; its folder is made if need be.
-        table: what to report.
-        envs: environments of the tasks that the scenes are drawn with, by the tasks' names; their running episodes end.
-            Default: made from the evaluations, which works for named datasets.
-        command: what made the comparison, for the reader.
-        max_scenes: how many scenes of each task to show.
+        table: the comparison.
+        envs: environments to draw the scenes with, by task name; their running episodes end. Default: made from the
+            evaluations, which works for named datasets.
+        command: the command line of the comparison, shown to the reader.
+        max_scenes: number of scenes of each task to show.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
-        ValueError: an environment shows other scenes than were played, or there is none for a dataset of the caller's.
+        ValueError: an environment shows other scenes than were played, or a dataset of your own has no environment.
         OSError: the file cannot be written.
     """
     try:
@@ -62,9 +62,9 @@ def write_report(
 
     tasks = []
     for number, (task, by_policy) in enumerate(table.by_task.items()):
-        there = list(by_policy.values())
+        first = next(iter(by_policy.values()))
         named = [(table.labels[name], evaluation) for name, evaluation in by_policy.items()]
-        env = (envs or {}).get(task) or _make_env(task, there[0])
+        env = (envs or {}).get(task) or _make_env(task, first)
         results, *by_glimpse = table.sections(task)
         tasks.append(
             {
@@ -74,14 +74,14 @@ def write_report(
                 "by_glimpse": by_glimpse,
                 "accuracy": plots.plot_accuracy(named),
                 "distance": plots.plot_distance(named),
-                "cell": plots.cell_side(there[0]),
+                "cell": plots.cell_side(first),
                 "class_error": plots.plot_class_error(named),
-                "each": [(name, plots.plot_density(e), plots.plot_confusion(e)) for name, e in named],
+                "looks_and_mistakes": [(name, plots.plot_density(e), plots.plot_confusion(e)) for name, e in named],
                 "scenes": _scenes(named, env, f"scene-{number}", max_scenes),
-                "setting": there[0].setting.replace(data_root=None).to_dict(),
-                "scene_seed": there[0].setting.fixed_scene_seed,
-                "protocol": there[0].protocol,
-                "num_glimpses": there[0].setting.num_glimpses,
+                "env_config": first.env_config.replace(data_root=None).to_dict(),
+                "scene_seed": first.env_config.fixed_scene_seed,
+                "protocol": first.protocol,
+                "num_glimpses": first.env_config.num_glimpses,
             }
         )
     loader = jinja2.PackageLoader("ram_gym", "templates")
@@ -94,10 +94,10 @@ def write_report(
 
 
 def pick_scenes(evaluations: Sequence[Evaluation], number: int) -> list[int]:
-    """Indices of the scenes worth a look, hardest first.
+    """Indices of the scenes to show, hardest first.
 
-    Those on which most policies are wrong come first. So that not all are scenes that nobody gets, those on which some
-    policies are right and others wrong have half the places, if there are so many; scenes that all get come last.
+    Scenes on which all policies are wrong come first, then those on which some are, then those on which none is. If
+    enough scenes divide the policies, they get at least half the places.
     """
     wrong = torch.stack([~evaluation.is_right for evaluation in evaluations]).sum(0)  # (episodes,)
     order = torch.argsort(wrong, descending=True, stable=True)
@@ -111,14 +111,14 @@ def pick_scenes(evaluations: Sequence[Evaluation], number: int) -> list[int]:
 
 def _make_env(task: str, evaluation: Evaluation) -> GlimpseVectorEnv:
     try:
-        return GlimpseVectorEnv(min(evaluation.episodes, MAX_SCENES), evaluation.setting)
+        return GlimpseVectorEnv(min(evaluation.episodes, MAX_SCENES), evaluation.env_config)
     except ValueError as error:
         raise ValueError(f"envs must have an environment of {task!r} to draw its scenes with: {error}") from error
 
 
 def _draw_canvases(env: GlimpseVectorEnv, picked: list[int], evaluation: Evaluation) -> Tensor:
     """The canvases of scenes, uint8 (len(picked), C, S, S), on the CPU."""
-    ours, theirs = (config.replace(data_root=None) for config in (env.config, evaluation.setting))
+    ours, theirs = (config.replace(data_root=None) for config in (env.config, evaluation.env_config))
     parts = []
     for start in range(0, len(picked), env.num_envs):
         index = torch.tensor(picked[start : start + env.num_envs])
@@ -133,36 +133,36 @@ def _draw_canvases(env: GlimpseVectorEnv, picked: list[int], evaluation: Evaluat
 
 
 def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: str, number: int) -> list[Any]:
-    """What the template needs to know of each scene, and of each policy's episode on it."""
+    """Each scene, and each policy's episode on it, as the template takes them."""
     first = named[0][1]
     picked = pick_scenes([evaluation for _, evaluation in named], number)
     if not picked:
         return []
-    found = []
+    shown = []
     for index, canvas in zip(picked, _draw_canvases(env, picked, first), strict=True):
-        centre = location_to_pixel(first.digit_locations[index], first.setting.canvas_size)
+        centre = location_to_pixel(first.digit_locations[index], first.env_config.canvas_size)
         episodes = [_episode(name, evaluation, index) for name, evaluation in named]
-        found.append(
+        shown.append(
             {
                 "id": f"{prefix}-{index}",
                 "index": index,
-                "size": first.setting.canvas_size,
-                "picture": _as_data(canvas.numpy()),
+                "size": first.env_config.canvas_size,
+                "picture": _data_url(canvas.numpy()),
                 "label": int(first.labels[index]),
                 "centre": centre.tolist(),
                 "num_wrong": sum(not episode["is_right"] for episode in episodes),
                 "episodes": episodes,
             }
         )
-    return found
+    return shown
 
 
 def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
-    setting = evaluation.setting
-    points = location_to_pixel(evaluation.locations[index], setting.canvas_size)  # (T, 2)
+    env_config = evaluation.env_config
+    points = location_to_pixel(evaluation.locations[index], env_config.canvas_size)  # (T, 2)
     boxes = []
-    for scale in range(setting.num_scales):
-        side = setting.patch_side(scale)
+    for scale in range(env_config.num_scales):
+        side = env_config.patch_side(scale)
         boxes.append((side, patch_origins(points, side).tolist()))
     return {
         "name": name,
@@ -175,8 +175,8 @@ def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
     }
 
 
-def _as_data(canvas: np.ndarray) -> str:
-    """A canvas, uint8 (C, S, S), C 1 or 3, as the address of a PNG that holds it."""
+def _data_url(canvas: np.ndarray) -> str:
+    """A canvas, uint8 (C, S, S), C 1 or 3, as the data URL of a PNG."""
     pixels = canvas[0] if len(canvas) == 1 else np.moveaxis(canvas, 0, -1)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=True)

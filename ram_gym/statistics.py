@@ -1,4 +1,4 @@
-"""Proportions: the interval of one, and the difference of two that were counted on the same scenes."""
+"""Statistics of proportions: the interval of one, and the paired difference of two counted on the same scenes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def tango_interval(more: int, less: int, total: int) -> tuple[float, float]:
 
     Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17, 891-908: all differences that the score test does not reject. Unlike the normal
-    approximation it stays in [-1, 1] and has a width where no pair differs.
+    approximation it stays in [-1, 1], and its width is not 0 if no pair differs.
 
     Args:
-        more: pairs that count for the first alone.
-        less: pairs that count for the second alone.
-        total: all pairs, at least 1.
+        more: number of pairs that count only for the first.
+        less: number of pairs that count only for the second.
+        total: number of all pairs, at least 1.
     """
     middle = (more - less) / total
 
     def excess(difference: float) -> float:
-        """Above 0 where the score test rejects the difference."""
-        # The share of pairs that count for the second alone is, given the difference, the root of a quadratic.
+        """Above 0 if the score test rejects the difference."""
+        # Given the difference, the share of pairs that count only for the second is the root of a quadratic.
         linear = -more - less + (2 * total - more + less) * difference
         constant = -less * difference * (1 - difference)
         share = (math.sqrt(max(linear**2 - 8 * total * constant, 0.0)) - linear) / (4 * total)
@@ -42,7 +42,7 @@ def tango_interval(more: int, less: int, total: int) -> tuple[float, float]:
         return (more - less - total * difference) ** 2 - _Z**2 * variance
 
     def bound(end: float) -> float:
-        # The test just does not reject the middle itself where all pairs are alike, so the search begins beside it.
+        # If all pairs are alike, the excess is 0 at the middle itself, so the search begins beside it.
         beside = middle + 1e-9 * (end - middle)
         return end if excess(end) <= 0 else float(brentq(excess, end, beside, xtol=1e-12))
 
@@ -54,36 +54,36 @@ class Comparison:
     """A policy against a reference on the same scenes."""
 
     only_policy_wrong: int
-    """Scenes that the policy alone got wrong."""
+    """Number of scenes that only the policy got wrong."""
     only_reference_wrong: int
-    """Scenes that the reference alone got wrong."""
+    """Number of scenes that only the reference got wrong."""
     episodes: int
-    """All scenes."""
+    """Number of all scenes."""
 
     @property
     def difference_percent(self) -> float:
-        """The policy's error minus the reference's, in points of percent."""
+        """The policy's error minus the reference's, in percentage points."""
         return 100 * (self.only_policy_wrong - self.only_reference_wrong) / self.episodes
 
     @property
     def interval_percent(self) -> tuple[float, float]:
-        """95% interval of the difference of errors, in points: `tango_interval`."""
+        """95% interval of the difference of errors, in percentage points: `tango_interval`."""
         low, high = tango_interval(self.only_policy_wrong, self.only_reference_wrong, self.episodes)
         return 100 * low, 100 * high
 
     @property
     def accuracy_difference_percent(self) -> float:
-        """The policy's accuracy minus the reference's, in points: `difference_percent` with the other sign."""
+        """The policy's accuracy minus the reference's, in percentage points: minus `difference_percent`."""
         return 100 * (self.only_reference_wrong - self.only_policy_wrong) / self.episodes
 
     @property
     def accuracy_interval_percent(self) -> tuple[float, float]:
-        """95% interval of the difference of accuracies, in points: `tango_interval`."""
+        """95% interval of the difference of accuracies, in percentage points: `tango_interval`."""
         low, high = tango_interval(self.only_reference_wrong, self.only_policy_wrong, self.episodes)
         return 100 * low, 100 * high
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test: how likely a difference this large is if both policies err equally often."""
+        """McNemar's exact test: the probability of a difference this large if both policies err equally often."""
         discordant = self.only_policy_wrong + self.only_reference_wrong
         return float(binomtest(self.only_policy_wrong, discordant).pvalue) if discordant else 1.0

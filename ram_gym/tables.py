@@ -1,4 +1,4 @@
-"""Several policies on several tasks: played on the same scenes, and written as tables."""
+"""Several policies on several tasks: evaluated on the same scenes, and written as tables."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def evaluate_all(
     episodes: int | None = None,
     on_batch: Callable[[str, str, int], None] | None = None,
 ) -> ComparisonTable:
-    """Plays every policy on every task.
+    """Evaluates every policy on every task.
 
     Args:
-        policies: policies, or functions that make one for an environment.
-        envs: the environments by the tasks' names; see `evaluate`.
-        reference: name of the policy that differences are to; default: the first one.
+        policies: policies, or functions that make a policy for an environment.
+        envs: environments by task name; see `evaluate`.
+        reference: name of the policy that the others are compared with; default: the first one.
         protocol: see `evaluate`.
-        episodes: how many scenes of each task; None: all of the split.
+        episodes: number of scenes of each task; None: all of the split.
         on_batch: called with task, policy and number of scenes played so far, after each batch.
 
     Raises:
-        ValueError: no policy or no environment is given, two policies have one name, or none has the reference's, all
-            before anything is played; and see `evaluate` and `ComparisonTable`.
+        ValueError: before anything is played: no policy, no environment, two policies of one name, or no policy of the
+            reference's name; later: see `evaluate` and `ComparisonTable`.
     """
     makers = list(policies)
     if not makers:
@@ -70,13 +70,13 @@ def _make(maker: Policy | Callable[[GlimpseVectorEnv], Policy], env: GlimpseVect
         return maker(env)
     except Exception as error:
         error.add_note(
-            "(a function is taken to make a policy for an environment; as_policy makes one of your function)"
+            "(functions must make a policy for an environment; as_policy makes a policy of a function that acts)"
         )
         raise
 
 
 class Section(NamedTuple):
-    """One table to be read: a title, a line on what it shows, headings, and rows of as many cells."""
+    """One table for readers: a title, a note on what it shows, headings, and rows of as many cells."""
 
     title: str
     note: str
@@ -85,19 +85,19 @@ class Section(NamedTuple):
 
 
 class ComparisonTable:
-    """Evaluations of several policies on one or more tasks, and what they are worth beside a reference.
+    """Evaluations of several policies on one or more tasks, and their paired differences to a reference.
 
     Args:
-        evaluations: in the order they are shown.
-        reference: name of the policy that differences are to; default: on each task the first one. On a task that it
-            did not play there are no differences.
-        labels: how tables call policies, by their names; default: by their names.
-        note: what else a reader of the tables must know.
-        task_labels: how tables call tasks, by their names; default: by their names.
+        evaluations: at least one, in the order of the rows.
+        reference: name of the policy that the others are compared with; default: the first one of each task. A task
+            without an evaluation of it has no differences.
+        labels: what tables call the policies, by name; default: their names.
+        note: added to the note of every table of results.
+        task_labels: what tables call the tasks, by name; default: their names.
 
     Raises:
-        ValueError: there is none; two have the same task and policy; those of a task are not of the same scenes,
-            protocol and number of glimpses; or no policy has the reference's name.
+        ValueError: there is no evaluation; two have the same task and policy; those of a task differ in scenes,
+            protocol or number of glimpses; or no policy has the reference's name.
     """
 
     def __init__(
@@ -116,54 +116,55 @@ class ComparisonTable:
         self.by_task: dict[str, dict[str, Evaluation]] = {}
         self.labels = {name: printable((labels or {}).get(name, name)) for name in names}
         for evaluation in evaluations:
-            there = self.by_task.setdefault(evaluation.task, {})
-            if evaluation.policy in there:
+            by_policy = self.by_task.setdefault(evaluation.task, {})
+            if evaluation.policy in by_policy:
                 raise ValueError(f"policies must have names of their own, got {evaluation.policy!r} twice")
-            there[evaluation.policy] = evaluation
+            by_policy[evaluation.policy] = evaluation
         tasks = dict.fromkeys(evaluation.task for evaluation in evaluations)
         self.task_labels = {task: printable((task_labels or {}).get(task, task)) or "results" for task in tasks}
         self._reference, self._note = reference, f"; {printable(note)}" if note else ""
         self._comparisons: dict[tuple[str, str], Comparison] = {}
-        for task, there in self.by_task.items():
-            first = next(iter(there.values()))
-            for evaluation in there.values():
+        for task, by_policy in self.by_task.items():
+            first = next(iter(by_policy.values()))
+            for evaluation in by_policy.values():
                 if evaluation.protocol != first.protocol:
                     raise ValueError(
                         f"evaluations on {task!r} must be of one protocol, got {first.protocol!r} for "
                         f"{first.policy!r} and {evaluation.protocol!r} for {evaluation.policy!r}"
                     )
                 compare(evaluation, first)  # refuses other scenes
-                if evaluation.setting.num_glimpses != first.setting.num_glimpses:
+                ours, theirs = evaluation.env_config.num_glimpses, first.env_config.num_glimpses
+                if ours != theirs:
                     raise ValueError(
-                        f"evaluations on {task!r} must be of one number of glimpses, got {first.setting.num_glimpses} "
-                        f"for {first.policy!r} and {evaluation.setting.num_glimpses} for {evaluation.policy!r}: "
-                        "give them different tasks' names, or use compare"
+                        f"evaluations on {task!r} must be of one number of glimpses, got {theirs} for {first.policy!r} "
+                        f"and {ours} for {evaluation.policy!r}: give them different tasks' names, or use compare"
                     )
             base = self.reference(task)
-            for name, evaluation in there.items():
+            for name, evaluation in by_policy.items():
                 if base is not None and name != base:
-                    self._comparisons[task, name] = compare(evaluation, there[base])
+                    self._comparisons[task, name] = compare(evaluation, by_policy[base])
 
     def reference(self, task: str) -> str | None:
-        """Name of the policy that differences on a task are to; None if it did not play there."""
-        there = self.by_task[task]
+        """Name of the policy that the others are compared with on a task; None if the task has no evaluation of it."""
+        by_policy = self.by_task[task]
         if self._reference is None:
-            return next(iter(there))
-        return self._reference if self._reference in there else None
+            return next(iter(by_policy))
+        return self._reference if self._reference in by_policy else None
 
     def comparison(self, task: str, policy: str) -> Comparison | None:
-        """A policy's paired difference to the reference; None for the reference, and where there is none."""
+        """A policy's paired difference to the reference; None for the reference itself and without a reference."""
         return self._comparisons.get((task, policy))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict for each evaluation: what JSON and CSV hold.
+        """One dict for each evaluation, as in JSON and CSV.
 
-        That is `Evaluation.to_dict`, `scenes_per_second`, the `reference` and, but for the reference itself, the paired
-        differences of errors and of accuracies to it, in points, and McNemar's exact p.
+        It has the entries of `Evaluation.to_dict`, `scenes_per_second` and `reference`. All policies but the reference
+        also have their paired differences to it, of errors and of accuracies, in percentage points, and McNemar's
+        exact p.
         """
         rows = []
-        for task, there in self.by_task.items():
-            for name, evaluation in there.items():
+        for task, by_policy in self.by_task.items():
+            for name, evaluation in by_policy.items():
                 row = {**evaluation.to_dict(), "scenes_per_second": evaluation.scenes_per_second}
                 row["reference"] = self.reference(task)
                 difference = self.comparison(task, name)
@@ -177,22 +178,22 @@ class ComparisonTable:
         return rows
 
     def sections(self, task: str) -> list[Section]:
-        """The tables on a task, as they are shown: results; accuracy (if known), distance and spread by glimpse."""
-        there = list(self.by_task[task].values())
-        first, reference = there[0], self.reference(task)
+        """The tables of a task: results; accuracy (if a policy answers early), distance and spread by glimpse."""
+        evaluations = list(self.by_task[task].values())
+        first, reference = evaluations[0], self.reference(task)
         against = f"paired difference to {self.labels[reference]}" if reference is not None else "difference"
         results = Section(
             f"{self.task_labels[task]}, {first.split} split, {first.protocol} protocol, {first.episodes} scenes",
             f"accuracy with Wilson's interval; {against} in points, with Tango's interval; p: McNemar's exact test"
             f"{self._note}",
             ["policy", "accuracy % (95% interval)", "difference (95% interval)", "p", "scenes/s"],
-            [self._result_cells(task, evaluation) for evaluation in there],
+            [self._result_cells(task, evaluation) for evaluation in evaluations],
         )
-        headings = ["policy", *(str(number + 1) for number in range(first.setting.num_glimpses))]
+        headings = ["policy", *(str(number + 1) for number in range(first.env_config.num_glimpses))]
 
         def cells(form: str, of: Callable[[Evaluation], Sequence[float] | None]) -> list[list[str]]:
-            found = [(self.labels[evaluation.policy], of(evaluation)) for evaluation in there]
-            return [[label, *map(form.format, values)] for label, values in found if values is not None]
+            rows = [(self.labels[evaluation.policy], of(evaluation)) for evaluation in evaluations]
+            return [[label, *map(form.format, values)] for label, values in rows if values is not None]
 
         whose = "" if first.protocol == "single" else "; first rollout alone"
         chosen = f"the environment chose the first location{whose}"
@@ -210,7 +211,7 @@ class ComparisonTable:
         )
         spread = Section(
             "pixels from each glimpse's mean location",
-            f"root mean square; 0: the same place in every scene; {chosen}",
+            f"root mean square; 0: the same location in every scene; {chosen}",
             headings,
             cells("{:.1f}", lambda evaluation: evaluation.spread_by_glimpse_pixels),
         )
@@ -232,7 +233,7 @@ class ComparisonTable:
         return cells
 
     def to_text(self) -> str:
-        """Plain text for a terminal, in columns."""
+        """Plain text in columns, for a terminal."""
         parts = []
         for task in self.by_task:
             for section in self.sections(task):
@@ -259,9 +260,9 @@ class ComparisonTable:
         return "\n\n".join(parts) + "\n"
 
     def to_csv(self) -> str:
-        """One line for each evaluation. Intervals and lists by glimpse have a column for each number.
+        """CSV: one line for each evaluation. Intervals and lists by glimpse have a column for each number.
 
-        Names that a spreadsheet would compute, since they begin with =, +, - or @, have a ' before them.
+        Names that a spreadsheet would take for formulas, since they begin with =, +, - or @, get a ' in front.
         """
         flat = [_flatten(row) for row in self.rows()]
         columns = list(dict.fromkeys(key for row in flat for key in row))

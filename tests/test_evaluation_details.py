@@ -107,6 +107,12 @@ def test_without_early_answers_nothing_is_said_of_them(small_images: tuple) -> N
     assert evaluation.to_dict()["accuracy_by_glimpse_percent"] is None
 
 
+def test_the_old_name_of_the_environment_config_warns(small_images: tuple) -> None:
+    evaluation = known(small_images)
+    with pytest.warns(DeprecationWarning, match="use env_config"):
+        assert evaluation.setting is evaluation.env_config
+
+
 def test_a_class_without_scenes_has_no_error(small_images: tuple) -> None:
     assert known(small_images, episodes=3).class_error_percent[3:] == [None, None]
 

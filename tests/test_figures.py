@@ -67,7 +67,7 @@ def test_a_sheet_shows_canvas_path_patches_and_answer(played: Played) -> None:
     figure = draw_scenes(played, index, "seven")
     sheet = [axes for axes in figure.axes if axes.images]
     assert len(sheet) == 2 * 7
-    evaluation, env = played.evaluation, GlimpseEnv(played.evaluation.setting)
+    evaluation, env = played.evaluation, GlimpseEnv(played.evaluation.env_config)
     for axes, beside, scene in zip(sheet[::2], sheet[1::2], index.tolist(), strict=True):
         env.reset(options={"index": scene})
         np.testing.assert_allclose(np.asarray(beside.images[0].get_array())[..., 0], env.canvas[0] / 255)
@@ -84,9 +84,9 @@ def test_a_sheet_shows_canvas_path_patches_and_answer(played: Played) -> None:
 
 
 def test_the_digit_stands_beside_its_canvas_without_the_path(played: Played) -> None:
-    setting = played.evaluation.setting.replace(canvas_size=41)
-    images = load_dataset("digits", setting.split).images
-    moved = played._replace(evaluation=dataclasses.replace(played.evaluation, setting=setting))
+    env_config = played.evaluation.env_config.replace(canvas_size=41)
+    images = load_dataset("digits", env_config.split).images
+    moved = played._replace(evaluation=dataclasses.replace(played.evaluation, env_config=env_config))
     sheet = [axes for axes in draw_scenes(moved, torch.arange(9), "nine").axes if axes.images]
     for axes, image in zip(sheet[1::2], images[:9], strict=True):
         np.testing.assert_allclose(np.asarray(axes.images[0].get_array())[..., 0], image[0] / 255)

@@ -56,7 +56,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_played(envs: dict
     assert "got 3" in refusal([3], envs)
     with pytest.raises(TypeError) as failed:
         evaluate_all([lambda observation: observation["location"]], envs)  # type: ignore[index,list-item]
-    assert "as_policy makes one of your function" in failed.value.__notes__[0]
+    assert "as_policy makes a policy of a function that acts" in failed.value.__notes__[0]
 
 
 @pytest.fixture

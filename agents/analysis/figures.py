@@ -178,16 +178,16 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    evaluation, setting = played.evaluation, played.evaluation.setting
-    env = make_env(setting, played.device, len(index))
+    evaluation, env_config = played.evaluation, played.evaluation.env_config
+    env = make_env(env_config, played.device, len(index))
     env.reset(options={"index": index.to(env.device)})
     canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
-    height, width = load_dataset(setting.dataset, setting.split, setting.data_root).images.shape[2:]
-    centres = (env.digit_locations.cpu().numpy() + 1) * (setting.canvas_size / 2)  # (n, 2), in pixels
+    height, width = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images.shape[2:]
+    centres = (env.digit_locations.cpu().numpy() + 1) * (env_config.canvas_size / 2)  # (n, 2), in pixels
     corners = (centres - (width / 2, height / 2)).round().astype(int)
     sureness = _sureness(played)
     rows = -(-len(index) // COLUMNS)
-    task = describe_environment(evaluation.task, setting)
+    task = describe_environment(evaluation.task, env_config)
     where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")
@@ -200,19 +200,19 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
             beside.imshow(_as_rgb(canvas[top : top + height, left : left + width]), interpolation="nearest")
             label, answer = int(evaluation.labels[scene]), int(evaluation.predictions[scene])
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
-            _draw_scene(axes, canvas, path, setting)
+            _draw_scene(axes, canvas, path, env_config)
             colour = _RIGHT if label == answer else _WRONG
             axes.set_title(f"{label} → {answer} ({sureness[scene]:.2f})", color=colour, fontsize=9, pad=3)
             axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=_GREY)
     return figure
 
 
-def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, setting: GlimpseConfig) -> None:
+def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, env_config: GlimpseConfig) -> None:
     """One canvas, uint8 (S, S, C), with a path, float32 (T, 2); points and squares are yellow first, purple last."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    size, side = setting.canvas_size, setting.patch_size
+    size, side = env_config.canvas_size, env_config.patch_size
     axes.imshow(_as_rgb(canvas, _BRIGHTNESS), extent=(0, size, size, 0), interpolation="nearest")
     points = (path + 1) * (size / 2)  # (T, 2), in pixels
     # An even patch is centred on a corner between pixels, an odd one on a pixel.
