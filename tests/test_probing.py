@@ -60,6 +60,23 @@ def test_digits_are_resized_and_all_else_stays() -> None:
     assert env.config.replace(dataset="digits") == setting
 
 
+def test_composition_is_the_only_thing_that_changes() -> None:
+    """Scenes of both compositions are equal but for the digit's box, where "overwrite" shows the digit alone."""
+    add, overwrite = (varied_env(SETTING, "composition", name, "cpu") for name in ("add", "overwrite"))
+    assert overwrite.config == add.config.replace(composition="overwrite") == SETTING.replace(composition="overwrite")
+    for each in (add, overwrite):
+        each.reset(options={"index": torch.arange(5).repeat(each.num_envs // 5 + 1)[: each.num_envs]})
+    images, changed = load_dataset("digits", "validation").images, 0
+    for lane in range(5):
+        x, y = (round((value + 1) * 20 - 14) for value in overwrite.digit_locations[lane].tolist())
+        np.testing.assert_array_equal(overwrite.canvases[lane, 0, y : y + 28, x : x + 28], images[lane, 0])
+        differs = overwrite.canvases[lane] != add.canvases[lane]
+        changed += int(differs.sum())
+        differs[:, y : y + 28, x : x + 28] = False
+        assert not differs.any()
+    assert changed > 100
+
+
 def test_the_table_holds_what_evaluations_find(run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     capsys.readouterr()
     plot = tmp_path / "new" / "curve.svg"
@@ -85,6 +102,8 @@ def test_the_table_holds_what_evaluations_find(run: str, capsys: pytest.CaptureF
         (["--by", "canvas", "--values", "20"], "canvas_size"),
         (["--by", "digit", "--values", "29"], "values of digit must lie in 8 .* to 28"),
         (["--by", "overlap", "--values", "5"], "must begin with 0, got 5"),
+        (["--by", "clutter", "--values", "many"], "values must be at least 0 and rise, got many"),
+        (["--by", "composition", "--values", "under"], "composition must be .*overwrite"),
         (["--by", "clutter", "--plot", "curve.txt"], "ends in .png, .svg or .pdf"),
     ],
 )

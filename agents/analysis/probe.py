@@ -25,13 +25,15 @@ from ..training.run_folder import find_run
 from .compare import Split, evaluate_with_progress
 from .curves import ErrorAt, draw_errors
 
-Property = Literal["clutter", "canvas", "digit", "glimpses", "position", "overlap"]
+Property = Literal["clutter", "canvas", "digit", "glimpses", "composition", "position", "overlap"]
+Value = int | str
 
-VALUES: dict[str, tuple[int, ...]] = {
+VALUES: dict[str, tuple[Value, ...]] = {
     "clutter": (0, 2, 4, 6, 8, 12, 16),
     "canvas": (60, 80, 100, 120, 140),
     "digit": (16, 20, 24, 28, 32, 36, 40),
     "glimpses": (2, 4, 6, 8, 10, 12),
+    "composition": ("add", "overwrite"),
     "position": (0, 25, 50, 75),
     "overlap": (0, 1, 5, 10, 20),
 }
@@ -45,6 +47,7 @@ UNITS = {
     "canvas": "canvas side in pixels",
     "digit": "side of the digit's image in pixels",
     "glimpses": "glimpses",
+    "composition": "how the digit meets the clutter",
     "position": "digit's distance from the centre, in % of the farthest, from",
     "overlap": "share of the digit's image that clutter changes, in %, from",
 }
@@ -54,7 +57,7 @@ class Point(NamedTuple):
     """What one policy reached at one value."""
 
     policy: str
-    value: int
+    value: Value
     evaluation: Evaluation | None
     """None where there are no such scenes."""
 
@@ -62,7 +65,7 @@ class Point(NamedTuple):
 def probe_runs(
     policies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="POLICY")],
     by: Property,
-    values: tuple[int, ...] = (),
+    values: tuple[Value, ...] = (),
     split: Split = "test",
     data_root: str | None = None,
     device: str = "cpu",
@@ -71,9 +74,10 @@ def probe_runs(
 ) -> None:
     """How the error of trained runs depends on one property of the scenes, without training them for it.
 
-    clutter, canvas, digit and glimpses change the scenes: pieces of clutter, side of the canvas, side that the digits
-    are resized to (clutter is cut from the resized digits), number of glimpses. position and overlap sort the run's own
-    scenes by where the digit is and by how much of its image clutter changes.
+    clutter, canvas, digit, glimpses and composition change the scenes: pieces of clutter, side of the canvas, side that
+    the digits are resized to (clutter is cut from the resized digits), number of glimpses, how the digit meets the
+    clutter. position and overlap sort the run's own scenes by where the digit is and by how much of its image clutter
+    changes.
 
     Args:
         policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle, which look
@@ -98,10 +102,11 @@ def probe_runs(
         raise ValueError(f"{', '.join(scripts)} need a run that looks, such as one of `train ram`: name one too")
     setting = _common_setting(runs).replace(split=split)
     values = values or VALUES[by]
-    if list(values) != sorted(set(values)) or values[0] < 0:
+    numbers = [value for value in values if isinstance(value, int)]
+    if by != "composition" and (list(values) != sorted(set(numbers)) or numbers[0] < 0):
         raise ValueError(f"values must be at least 0 and rise, got {' '.join(map(str, values))}")
     if by in SORTING:
-        points = _sort(policies, runs, setting, by, values, device)
+        points = _sort(policies, runs, setting, by, numbers, device)
     else:
         points = _vary(policies, runs, setting, by, values, device)
     if plot is not None:
@@ -120,7 +125,7 @@ def _vary(
     runs: dict[str, TrainedRun],
     setting: GlimpseConfig,
     by: str,
-    values: Sequence[int],
+    values: Sequence[Value],
     device: str,
 ) -> list[Point]:
     points = []
@@ -132,15 +137,16 @@ def _vary(
     return points
 
 
-def varied_env(setting: GlimpseConfig, by: str, value: int, device: str) -> GlimpseVectorEnv:
+def varied_env(setting: GlimpseConfig, by: str, value: Value, device: str) -> GlimpseVectorEnv:
     """The environment of a setting with one property changed.
 
     Raises:
         ValueError: the value is none that the property can have.
     """
     if by != "digit":
-        field = {"clutter": "num_clutter", "canvas": "canvas_size", "glimpses": "num_glimpses"}[by]
+        field = {"clutter": "num_clutter", "canvas": "canvas_size", "glimpses": "num_glimpses"}.get(by, by)
         return make_env(setting.replace(**{field: value}), device)
+    assert isinstance(value, int)
     if not setting.clutter_size <= value <= setting.canvas_size:
         low, high = setting.clutter_size, setting.canvas_size
         raise ValueError(f"values of digit must lie in {low} (clutter_size) to {high} (canvas_size), got {value}")
@@ -224,7 +230,7 @@ def _common_setting(runs: dict[str, TrainedRun]) -> GlimpseConfig:
     return setting
 
 
-def _show(points: list[Point], by: str, values: Sequence[int]) -> None:
+def _show(points: list[Point], by: str, values: Sequence[Value]) -> None:
     rows = []
     for name in dict.fromkeys(point.policy for point in points):
         own = [point.evaluation for point in points if point.policy == name]
@@ -237,19 +243,22 @@ def _cell(found: Evaluation) -> str:
     return f"{found.error_percent:.2f}\n({low:.2f} to {high:.2f})"
 
 
-def draw(points: list[Point], by: str, values: Sequence[int], title: str, path: Path) -> None:
+def draw(points: list[Point], by: str, values: Sequence[Value], title: str, path: Path) -> None:
     """Draws the errors with their intervals to a file."""
-    is_sorted = by in SORTING
-    ends = [f"{low} to {high}" for low, high in itertools.pairwise(values)] + [f"from {values[-1]}"]
-    places = range(len(values)) if is_sorted else values
-    ticks = dict(zip(places, ends if is_sorted else map(str, values), strict=True))
+    numbers = [value for value in values if isinstance(value, int)]
+    is_joined = by not in SORTING and len(numbers) == len(values)
+    names = [str(value) for value in values]
+    if by in SORTING:
+        names = [f"{low} to {high}" for low, high in itertools.pairwise(values)] + [f"from {values[-1]}"]
+    places = numbers if is_joined else range(len(values))
+    ticks = dict(zip(places, names, strict=True))
     errors: dict[str, list[ErrorAt]] = {}
     for policy, value, found in points:
         if found is not None:
             name = f"{policy}, by a network not trained for it" if policy in SCRIPTED_LOCATORS else Path(policy).name
             place = places[values.index(value)]
             errors.setdefault(name, []).append(ErrorAt(place, found.error_percent, found.interval_percent))
-    figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=not is_sorted)
+    figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=is_joined)
     file = io.BytesIO()
     figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
     write_file(path, file.getvalue())
