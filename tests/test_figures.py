@@ -187,7 +187,14 @@ def test_runs_get_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
         folders[-1].create("ram", RamConfig().to_dict())
     assert list(name_runs(folders[1:])) == ["a", "b"]
     assert list(name_runs(folders)) == ["x-a", "y-a", "y-b"]
+    assert list(name_runs(folders[:2])) == ["x", "y"]
     assert list(name_runs(folders[:1])) == ["a"]
+    seeds = [RunFolder(tmp_path / name) for name in ("main/preset/seed-0", "main/wide/seed-0", "main/wide/seed-1")]
+    for folder in seeds:
+        folder.create("ram", RamConfig().to_dict())
+    assert list(name_runs(seeds[:2])) == ["preset", "wide"]
+    assert list(name_runs(seeds[1:])) == ["wide-seed-0", "wide-seed-1"]
+    assert list(name_runs(seeds[:1])) == ["preset-seed-0"]
     with pytest.raises(ValueError, match="named once each"):
         name_runs([folders[0], folders[0]])
     with pytest.raises(RunError, match="holds no run"):

@@ -106,11 +106,12 @@ def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
             looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {short_name(name)}", **style)
             if accuracies is not None:
                 answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
+        _show_errors_by_factors(answers)
         answers.set_ylabel("error after the glimpse in %")
-        looks.set_ylabel("glimpse's distance from the digit's centre in pixels")
+        looks.set_ylabel("distance from the digit's centre in pixels")
+        looks.set_ylim(bottom=0)
         for axes in (answers, looks):
             axes.set_xlabel("glimpse")
-            axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.25)
         title = "distance of the last, and run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -89,6 +90,8 @@ def draw_figures(
 def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
     """Runs by short names that files can have: their folders' names, with those above where that leaves two alike.
 
+    What all paths end with is left out, so that runs of one seed are named by what they differ in.
+
     Raises:
         ValueError: there is none, or one is named twice.
         RunError: one of the folders holds no run.
@@ -100,11 +103,13 @@ def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
         raise ValueError("runs must name run folders or pretrained:NAME, got none")
     if len(set(paths)) < len(paths):
         raise ValueError(f"runs must be named once each, got {', '.join(str(folder.path) for folder in folders)}")
-    depth = 0
-    names: list[str] = []
-    while len(set(names)) < len(paths):
+    parts = [path.parts[1:] for path in paths]
+    while len(parts) > 1 and len({each[-1] for each in parts}) == 1:
+        parts = [each[:-1] for each in parts]
+    depth, names = 1, [each[-1] for each in parts]
+    while len(set(names)) < len(paths) or any(re.fullmatch(r"seed-\d+", name) for name in names):
         depth += 1
-        names = ["-".join(path.parts[1:][-depth:]) for path in paths]
+        names = ["-".join(each[-depth:]) for each in parts]
     return dict(zip(names, folders, strict=True))
 
 

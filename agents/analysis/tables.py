@@ -35,18 +35,16 @@ def runs(results: Results, *patterns: str) -> str:
 _ERRORS = ("validation_percent", "test_percent", "average_percent")
 
 
-def changes(results: Results, pattern: str, base: str = "reference") -> str:
-    """Runs of one seed beside the one of them named `base`: what each changes in it, distances, errors."""
-    (task_pattern,) = {pattern.rpartition("/")[0]}
-    (reference,) = results.select(f"{task_pattern}/{base}").values()
+def changes(results: Results, base: str, *patterns: str) -> str:
+    """Runs of one seed beside one of them, `base`: what each changes in it, where it looks, errors."""
+    ((reference,),) = results.select(base).values()
     rows = []
-    for name, (run,) in results.select(f"{task_pattern}/{base}", pattern).items():
-        config = run.numbers.config
-        options = as_options(differences(config, reference[0].numbers.config))
+    for name, (run,) in results.select(base, *patterns).items():
+        options = as_options(differences(run.numbers.config, reference.numbers.config))
         distances = run.measured.get("validation single", {}).get("distance_by_glimpse_pixels")
         rows.append(
             [
-                f"`{name.rpartition('/')[2]}`",
+                f"`{name}`",
                 options and f"`{options}`",
                 _scenes([run]),
                 f"{distances[1]:.1f}, {distances[-1]:.1f}" if distances else "",
@@ -54,8 +52,8 @@ def changes(results: Results, pattern: str, base: str = "reference") -> str:
                 format_interval(run.measured.get("test single")),
             ]
         )
-    headings = ["run", f"changes in `{base}`", "scenes", "distance of glimpse 2, of the last", "validation"]
-    return markdown_table([*headings, "test, single"], rows, left=2)
+    headings = ["run", "changes", "scenes", "distance of glimpse 2, of the last", "validation", "test, single"]
+    return markdown_table(headings, rows, left=2)
 
 
 def headline(results: Results, *names: str) -> str:
