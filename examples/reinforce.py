@@ -213,7 +213,7 @@ def make_env(config: Config, split: str, num_envs: int) -> VectorEnv:
 
 
 class Progress:
-    """Lines on standard error, five seconds apart: share done, time left, training accuracy since the last line."""
+    """Lines on standard error, ten seconds apart: share done, time left, training accuracy since the last line."""
 
     def __init__(self, num_updates: int) -> None:
         self.num_updates, self.start, self.next_line = num_updates, time.monotonic(), 0.0
@@ -227,7 +227,7 @@ class Progress:
         left = seconds / done * (self.num_updates - done)
         right = 100 * float(torch.cat(self.rewards).mean())
         print(f"{100 * done / self.num_updates:3.0f}%, {left:.0f} s left, {right:.1f}% right", file=sys.stderr)
-        self.next_line, self.rewards = seconds + 5, []
+        self.next_line, self.rewards = seconds + 10, []
 
 
 def main(config: Config) -> float:
