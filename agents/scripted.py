@@ -1,7 +1,7 @@
-"""Scripted policies: where to look without learning. Controls and references for learned ones.
+"""Scripted policies: they look without learning, as controls and references for learned ones.
 
-A locator chooses the next locations; a policy also answers. A scripted policy guesses the label; to know what looking
-in scripted places is worth, train a network for it: `python -m agents train ram --locator random`.
+A locator chooses the next locations; a policy also answers. A scripted policy guesses the label. To measure what a
+network can learn from scripted locations, train one: `python -m agents train ram --locator random`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ram_gym import GlimpseVectorEnv
 from .training.ranks import ALONE, Ranks
 
 ScriptedLocator = Callable[[dict[str, Any], int], Tensor]
-"""Observation and number of glimpses taken so far -> the next locations, float32 (N, 2)."""
+"""(observation, number of glimpses so far) -> next locations, float32 (N, 2)."""
 
 SCRIPTED_LOCATORS = ("random", "centre", "scan", "oracle")
 
 
 def scan_path(num_locations: int) -> Tensor:
-    """Locations that cover the canvas evenly, a sunflower spiral outwards. float32 (num_locations, 2)."""
+    """Locations that cover the canvas evenly, in a sunflower spiral outwards: float32 (num_locations, 2)."""
     number = torch.arange(num_locations, dtype=torch.float32)
     radius = 0.8 * ((number + 0.5) / max(num_locations, 1)).sqrt()
     angle = number * math.pi * (3 - math.sqrt(5))
@@ -38,16 +38,16 @@ def make_locator(
 
     Args:
         name: "random": uniform on the canvas; "centre": always (0, 0); "scan": the same covering path in every episode;
-            "oracle": the digit's hidden centre; a reference and no bound, since looks around it can tell more.
-        env: the environment it is for; the oracle reads its hidden state.
-        generator: where "random" draws from, on the environment's device.
-        ranks: the processes that share a batch, of which the environment has this one's lanes.
+            "oracle": the digit's hidden centre, a reference and not a bound: glimpses around it can show more.
+        env: the environment to look in; the oracle reads its hidden state.
+        generator: random numbers for "random", on the environment's device.
+        ranks: the processes that share a batch; the environment has the lanes of this one.
 
     Raises:
-        ValueError: there is no locator of that name.
+        ValueError: no locator has that name.
     """
     path = scan_path(env.config.num_glimpses - 1).to(env.device)
-    # The location that comes with the answer is never looked at, so the last one of the path stands in for it.
+    # The location of the last action is ignored, so the last one of the path is repeated for it.
     path = torch.cat((path, path[-1:] if len(path) else torch.zeros(1, 2, device=env.device)))
 
     def random(observation: dict[str, Any], num_taken: int) -> Tensor:
@@ -65,19 +65,19 @@ def make_locator(
         del observation, num_taken
         return env.digit_locations
 
-    known = {"random": random, "centre": centre, "scan": scan, "oracle": oracle}
-    if name not in known:
-        raise ValueError(f"locator must be one of {', '.join(known)}, got {name!r}")
-    return known[name]
+    locators = {"random": random, "centre": centre, "scan": scan, "oracle": oracle}
+    if name not in locators:
+        raise ValueError(f"locator must be one of {', '.join(locators)}, got {name!r}")
+    return locators[name]
 
 
 class ScriptedPolicy:
-    """Looks where a script says and guesses the label: what chance gives.
+    """Looks at scripted locations and guesses the label, so its accuracy is that of chance.
 
     Args:
         locator: one of `SCRIPTED_LOCATORS`.
-        env: the environment it will play.
-        seed: of its guesses and of random locations.
+        env: the environment to play.
+        seed: seed of the guesses and of random locations.
     """
 
     def __init__(self, locator: str, env: GlimpseVectorEnv, seed: int = 0) -> None:
@@ -87,7 +87,7 @@ class ScriptedPolicy:
         self.locator = make_locator(locator, env, self.generator)
 
     def act(self, observation: dict[str, Any], state: int | None) -> tuple[dict[str, Any], int]:
-        """The next action; the state is the number of glimpses taken."""
+        """The next action; the state is the number of glimpses so far."""
         num_taken = (state or 0) + 1
         shape = observation["location"].shape[:1]
         label = torch.randint(self.num_classes, shape, generator=self.generator, device=observation["location"].device)

@@ -1,4 +1,4 @@
-"""Figures of lines: learning curves, what runs reach glimpse by glimpse, and errors by a property of the scenes."""
+"""Line plots: learning curves, error and distance glimpse by glimpse, and errors by a property of the scenes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-"""Of all figures of runs, for matplotlib's `rc_context`."""
+"""Style of all figures of runs, for matplotlib's `rc_context`."""
 _COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
 _LINES = ("-", "--", "-.", ":")
 _LONGEST_NAME = 34
 
 
 def read_curve(folder: RunFolder) -> np.ndarray:
-    """Validation error as training went on: float64 (n, 2), training scenes and error in percent.
+    """Validation error during training: float64 (n, 2), training scenes and error in percent.
 
     Raises:
-        RunError: there is no such run, or its config.json is damaged.
+        RunError: the folder holds no run, or its config.json is damaged.
     """
-    # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
+    # Stable-Baselines3 counts steps; an episode, one scene, has as many steps as glimpses.
     steps_per_scene = read_config(folder).env_config.num_glimpses
     points = [
         (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
@@ -44,10 +44,10 @@ def read_curve(folder: RunFolder) -> np.ndarray:
 
 
 def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
-    """Learning curves, in the legend from the largest to the smallest best error, a dot where each is.
+    """Learning curves with a dot at the best error of each, sorted by best error in the legend, largest first.
 
     Args:
-        curves: at least one, by name, as `read_curve` gives them.
+        curves: at least one, by name, as `read_curve` returns them.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -78,16 +78,16 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
 
 
 class Glimpses(NamedTuple):
-    """What a run reached, glimpse by glimpse."""
+    """Accuracy and distance of a run, glimpse by glimpse."""
 
     accuracies: Sequence[float] | None
-    """Percent of right answers after each; None where it answers after the last alone."""
+    """Percent of right answers after each glimpse; None if the run answers only after the last."""
     distances: Sequence[float]
-    """Mean distance of each from the digit's centre, in canvas pixels."""
+    """Mean distance of each glimpse from the digit's centre, in canvas pixels."""
 
 
 def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
-    """Error after each glimpse, and distance of each from the digit's centre.
+    """Error after each glimpse, and distance of each glimpse from the digit's centre.
 
     Args:
         runs: at least one, by name.
@@ -120,7 +120,7 @@ def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
 
 
 class ErrorAt(NamedTuple):
-    """An error, and where along the axis it stands."""
+    """An error in percent, its interval, and its position along the axis."""
 
     place: float
     error: float
@@ -133,11 +133,11 @@ def draw_errors(
     """Errors with their intervals, by a property of the scenes.
 
     Args:
-        errors: in percent, at least one, by name.
-        ticks: what to call each place of the axis.
-        axis: the property.
-        title: of the figure.
-        joined: by lines, where the property is a number; otherwise it sorts scenes into groups.
+        errors: at least one sequence, by name.
+        ticks: labels of the axis, by position.
+        axis: name of the property.
+        title: title of the figure.
+        joined: whether lines join the errors, for a property that is a number; False if it sorts scenes into groups.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -147,11 +147,11 @@ def draw_errors(
         axes = figure.subplots()
         drawn: list[Any] = []
         for number, points in enumerate(errors.values()):
-            places, found, bounds = (np.array(part) for part in zip(*points, strict=True))
+            places, values, bounds = (np.array(part) for part in zip(*points, strict=True))
             beside = 0.0 if joined else 0.08 * (number - (len(errors) - 1) / 2)
             style = _line(number) if joined else {**_line(number), "linestyle": ""}
-            spread = np.abs(bounds.T - found)
-            drawn.append(axes.errorbar(places + beside, found, spread, marker="o", markersize=4, capsize=2, **style))
+            spread = np.abs(bounds.T - values)
+            drawn.append(axes.errorbar(places + beside, values, spread, marker="o", markersize=4, capsize=2, **style))
         _show_errors_by_factors(axes)
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(axis)
@@ -163,7 +163,7 @@ def draw_errors(
 
 
 def _show_errors_by_factors(axes: Any) -> None:
-    """Makes the axis of errors logarithmic. Where one is 0 it leaves the axes at the bottom."""
+    """Makes the axis of errors logarithmic; an error of 0 lies below its lower end."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log", nonpositive="clip")
@@ -174,12 +174,12 @@ def _show_errors_by_factors(axes: Any) -> None:
 
 
 def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name, or its end where it is longer than that, with nothing in it that cannot be drawn."""
+    """A name that can be drawn: printable, and only its end if it is too long."""
     name = printable(name)
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def _line(number: int) -> dict[str, Any]:
-    """The look of a figure's line of that number."""
+    """Colour and line style of the line of a number."""
     line = _LINES[number // len(_COLOURS) % len(_LINES)]
     return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}
