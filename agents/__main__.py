@@ -1,9 +1,15 @@
 """The command line: `python -m agents --help`."""
 
+import os
+import signal
 import sys
 
 from .extras import how_to_install
 
+# Imports take seconds, and packages that Ctrl-C interrupts there show a traceback, or go on.
+_handler = signal.getsignal(signal.SIGINT)
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 try:
     from .cli import main
 except ModuleNotFoundError as error:
@@ -11,6 +17,7 @@ except ModuleNotFoundError as error:
         raise
     print(f"error: {error}{how_to_install(error)}", file=sys.stderr)
     sys.exit(2)
+signal.signal(signal.SIGINT, _handler)
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -22,7 +22,7 @@ from .ram.config import PRESETS, RamConfig, preset
 from .ram.training import train
 from .registry import load_run
 from .terminal import command_ending, say
-from .training.command import close_training, parse_training
+from .training.command import ResumeEpochs, close_training, parse_training
 from .training.environment import describe_environment, make_env
 from .training.loop import Progress
 from .training.migrate import migrate
@@ -37,7 +37,8 @@ class TrainRam:
 
     The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
     a folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume
-    RUN` (alone, or with --data-root) goes on with a run that was stopped, to the same numbers.
+    RUN` (alone, or with --data-root) goes on with a run that was stopped, to the same numbers. With --epochs it goes on
+    longer, if its schedules are constant; `--like RUN --init RUN` trains on from its best weights.
     """
 
     config: RamConfig
@@ -45,12 +46,21 @@ class TrainRam:
     """Folder to write the run to; default: runs/ram-TASK-SEED."""
     like: Path | None = None
     """Run folder, or pretrained:NAME, that the options default to instead of the task's preset."""
+    init: Path | None = None
+    """Run folder, or pretrained:NAME, whose best weights training begins with instead of random ones."""
 
 
 def train_ram(arguments: list[str]) -> None:
     """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
     training = parse_training(
-        "ram", arguments, TrainRam, preset, presets=PRESETS, default_task=RamConfig.task, name="RAM"
+        "ram",
+        arguments,
+        TrainRam,
+        preset,
+        presets=PRESETS,
+        default_task=RamConfig.task,
+        resume=ResumeEpochs,
+        name="RAM",
     )
     config = training.config
     with join_ranks(config.device) as ranks, ExitStack() as stack:
@@ -61,7 +71,14 @@ def train_ram(arguments: list[str]) -> None:
             if report is not None:
                 report(progress.done, text, progress.seconds_left)
 
-        result = train(config, training.folder, resume=training.is_resumed, on_progress=on_progress, ranks=ranks)
+        result = train(
+            config,
+            training.folder,
+            resume=training.is_resumed,
+            init=training.init,
+            on_progress=on_progress,
+            ranks=ranks,
+        )
     if ranks.rank == 0:
         close_training(training, result)
     elif not result.is_complete:

@@ -15,7 +15,7 @@ from ram_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
     from ram_gym.adapters.policies import as_policy
-    from ram_gym.datasets import Dataset, DatasetError, load_dataset
+    from ram_gym.datasets import Dataset, DatasetError, has_dataset, load_dataset
     from ram_gym.env import GlimpseEnv
     from ram_gym.evaluation import Comparison, Evaluation, Policy, compare, evaluate
     from ram_gym.rendering import render_frame, save_gif
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Dataset": "datasets",
     "DatasetError": "datasets",
+    "has_dataset": "datasets",
     "load_dataset": "datasets",
     "GlimpseEnv": "env",
     "GlimpseVectorEnv": "vector_env",
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "get_task",
+    "has_dataset",
     "load_dataset",
     "render_frame",
     "save_gif",

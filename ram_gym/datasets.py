@@ -47,6 +47,20 @@ def default_data_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "ram_gym"
 
 
+def has_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> bool:
+    """Whether `load_dataset` of a named dataset would find its files, so that it would download nothing.
+
+    Example:
+        >>> has_dataset("digits")
+        True
+    """
+    return name not in downloads.SOURCES or not downloads.lacks(name, _root(data_root))
+
+
+def _root(data_root: str | os.PathLike[str] | None) -> Path:
+    return (Path(data_root).expanduser() if data_root is not None else default_data_root()).absolute()
+
+
 def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike[str] | None = None) -> Dataset:
     """The labelled images of one split.
 
@@ -81,8 +95,7 @@ def load_dataset(source: Any, split: str = "train", data_root: str | os.PathLike
         if source == "digits":
             return _load_digits(split)
         if source in downloads.SOURCES:
-            root = Path(data_root).expanduser() if data_root is not None else default_data_root()
-            return _load_downloaded(source, split, root.absolute())
+            return _load_downloaded(source, split, _root(data_root))
         raise DatasetError(f"dataset must be one of {', '.join(DATASET_NAMES)} or your own images, got {source!r}")
     if isinstance(source, Mapping):
         if split not in source:

@@ -73,7 +73,7 @@ def read(name: str, is_train: bool, root: Path) -> tuple[np.ndarray, np.ndarray]
     """
     source = SOURCES[name]
     folder = root / source.torchvision_name / "raw"
-    if _needs(source, folder):
+    if lacks(name, root):
         _download_once(name, root, folder)
     sums = source.sha256 or _recorded(folder)
     prefix, count = ("train", 60_000) if is_train else ("t10k", 10_000)
@@ -82,6 +82,12 @@ def read(name: str, is_train: bool, root: Path) -> tuple[np.ndarray, np.ndarray]
     if labels.max() > 9:
         raise _damaged(folder, f"expected labels 0 to 9, got {labels.max()}")
     return images, labels
+
+
+def lacks(name: str, root: Path) -> str:
+    """What a named dataset lacks in a folder, in words; empty if it has all. Arguments are those of `read`."""
+    source = SOURCES[name]
+    return _needs(source, root / source.torchvision_name / "raw")
 
 
 def _read_idx(path: Path, sums: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:

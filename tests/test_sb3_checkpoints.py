@@ -222,7 +222,7 @@ def test_only_regular_files_are_read(run: RunFolder, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.mkdir()
-    fail_to_load(run, LAST, "is damaged and cannot be read")
+    fail_to_load(run, LAST, "must be a regular file")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,42 @@ def test_a_checkpoint_is_written_through_no_link(run: RunFolder, tmp_path: Path)
     (run.path / LAST).symlink_to(tmp_path / "theirs")
     model = make_model(CONFIG, make_env(CONFIG, CONFIG.env_config, CONFIG.n_envs))
     state = RunState(epoch=1, seconds=1.0, steps=48, updates=1, best_error=50.0, best_epoch=1)
-    save_checkpoint(model, run, LAST, state)
+    with pytest.raises(RunError, match="must be a regular file, got a link"):
+        save_checkpoint(model, run, LAST, state)
     assert (tmp_path / "theirs").read_bytes() == before
-    assert not (run.path / LAST).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("lose", "message"),
+    [
+        (lambda run: (run / BEST).unlink(), f"has no checkpoint {BEST}"),
+        (lambda run: (run / BEST).write_bytes(b"half"), f"{BEST} is damaged"),
+        (lambda run: change(run / BEST, {"run.json": lambda data: data.replace(b'_epoch": 1', b'_epoch": 0')}), BEST),
+        (lambda run: (run / "metrics.jsonl").write_text("x\n"), "line 1 is no row"),
+        (lambda run: ((run / "metrics.jsonl").write_text('{"epoch":1}\n{"epoch":2}\n'), (run / LAST).unlink()), LAST),
+    ],
+)
+def test_a_run_that_lost_something_is_refused(run: RunFolder, lose: Callable[[Path], Any], message: str) -> None:
+    lose(run.path)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.suffix in (".zip", ".json", ".jsonl")}
+    with pytest.raises(RunError, match=message):
+        train(CONFIG, run, resume=True)
+    for name, content in before.items():
+        assert (run.path / name).read_bytes() == content
+
+
+def test_a_run_without_a_complete_epoch_begins_again_and_says_so(run: RunFolder, capsys: Any) -> None:
+    (run.path / LAST).unlink()  # as if it was killed before its first one was whole
+    train(CONFIG, run, resume=True)
+    assert "has no complete epoch: it begins again" in " ".join(capsys.readouterr().err.split())
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
+    (resumed,) = run.read_about()["resumed"]
+    assert resumed["epoch"] == 0
+    assert {"stable-baselines3", "sb3-contrib", "torch"} <= set(resumed["versions"])
+
+
+def test_two_do_not_train_in_one_folder(run: RunFolder, tmp_path: Path) -> None:
+    with run.training(), pytest.raises(RunError, match="is being trained by process"):
+        train(CONFIG, run, resume=True)
+    with RunFolder(tmp_path / "new").training(), pytest.raises(RunError, match="is being trained by process"):
+        train(CONFIG, RunFolder(tmp_path / "new"))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ram_gym import GlimpseVectorEnv
 
-from ..training.environment import make_env
+from ..training.environment import find_data_root, make_env
 from ..training.run_folder import RunError, RunFolder
 from .config import NETWORKS, FullImageConfig
 from .network import make_model
@@ -72,7 +72,8 @@ def load_model(folder: RunFolder, device: str | None = None, data_root: str | No
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = read_config(folder).moved(device, data_root)
+    config = read_config(folder)
+    config = config.moved(device, find_data_root(config.env_config, data_root))
     weights, about = folder.read_tensors("best.safetensors")
     model = make_model(config, make_env(config.env_config.replace(split="validation"), config.device, 1))
     try:

@@ -62,6 +62,7 @@ def train(
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
+    init: RunFolder | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Trains a network on whole canvases; see `agents.training.loop.run_training`.
@@ -69,4 +70,6 @@ def train(
     Raises:
         RunError: the folder holds a run already, or, resuming, none that fits.
     """
-    return run_training(lambda: Trainer(config, folder), config, folder, resume=resume, on_progress=on_progress)
+    return run_training(
+        lambda: Trainer(config, folder), config, folder, resume=resume, init=init, on_progress=on_progress
+    )

@@ -81,6 +81,11 @@ class RamConfig(NativeConfig):
         if self.baseline == "leave-one-out" and self.rollouts < 2:
             raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
 
+    def planned_fields(self) -> list[str]:
+        """Names of the fields by which an epoch depends on the number of epochs."""
+        is_constant = self.final_location_std in (None, self.location_std)
+        return super().planned_fields() + ([] if is_constant else ["final_location_std"])
+
     @property
     def needs_early_answers(self) -> bool:
         """Whether the answers after earlier glimpses are part of the loss."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ram_gym import GlimpseVectorEnv
 
 from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import make_env
+from ..training.environment import find_data_root, make_env
 from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunError, RunFolder
 from .config import RamConfig
@@ -118,7 +118,8 @@ def load_model(folder: RunFolder, device: str | None = None, data_root: str | No
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = folder.read_as(RamConfig, AGENT).moved(device, data_root)
+    config = folder.read_as(RamConfig, AGENT)
+    config = config.moved(device, find_data_root(config.env_config, data_root))
     weights, about = folder.read_tensors("best.safetensors")
     model = make_model(config, make_env(config.env_config.replace(split="validation"), config.device, 1))
     try:

@@ -134,10 +134,17 @@ def train(
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
+    init: RunFolder | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.loop.run_training`."""
     return run_training(
-        lambda: Trainer(config, folder, ranks), config, folder, resume=resume, on_progress=on_progress, ranks=ranks
+        lambda: Trainer(config, folder, ranks),
+        config,
+        folder,
+        resume=resume,
+        init=init,
+        on_progress=on_progress,
+        ranks=ranks,
     )

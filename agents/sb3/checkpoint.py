@@ -12,19 +12,17 @@ import dataclasses
 import io
 import json
 import math
-import os
-import stat
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..training.files import open_file, replace_file
 from ..training.run_folder import RunError, RunFolder
 
 RUN_ENTRY, POLICY_ENTRY, OPTIMIZER_ENTRY = "run.json", "policy.pth", "policy.optimizer.pth"
 BEST, LAST = "best_model.zip", "last_model.zip"
-MAX_FILE_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,7 @@ def save_checkpoint(model: Any, folder: RunFolder, name: str, state: RunState) -
     model.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(RUN_ENTRY, json.dumps(dataclasses.asdict(state), allow_nan=False))
-    temporary = folder.path / f".{name}.tmp"
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(folder.path / name)
+    replace_file(folder.path / name, buffer.getvalue())
 
 
 def load_checkpoint(
@@ -84,21 +80,23 @@ def load_checkpoint(
         How far the run was.
 
     Raises:
-        RunError: the file is missing, damaged, no regular file or too large, or holds other tensors than the policy
+        RunError: the file is missing, damaged, no regular file, or holds other tensors than the policy
             and the optimizer have. Both are then as they were.
     """
     path = folder.path / name
-    if not os.path.lexists(path):
-        raise RunError(f"{folder.path} has no checkpoint {name} yet")
     weights = policy.state_dict()
     # Twice the tensors, and room for the names: what is larger does not fit.
     limit = 2 * sum(value.numel() * value.element_size() for value in weights.values()) + 2**20
     try:
-        with _open_regular_file(path) as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             fields = json.loads(_read_entry(archive, RUN_ENTRY, 2**16))
             held = _read_tensors(archive, POLICY_ENTRY, limit)
             held_state = _read_tensors(archive, OPTIMIZER_ENTRY, 2 * limit)["state"] if optimizer is not None else {}
         state = RunState(**fields)
+    except FileNotFoundError:
+        raise RunError(f"{folder.path} has no checkpoint {name} yet") from None
+    except RunError:
+        raise
     except Exception as error:  # zipfile, json and torch meet damaged files with whatever error they lead to
         raise RunError(f"{path} is damaged and cannot be read: {error}") from error
     try:
@@ -112,17 +110,6 @@ def load_checkpoint(
         # Learning rate and the like are the run's configuration, not the file's.
         optimizer.load_state_dict({**optimizer.state_dict(), "state": held_state})
     return state
-
-
-def _open_regular_file(path: os.PathLike[str]) -> BinaryIO:
-    """Opens for reading what is neither a link nor a pipe nor a device, without waiting for whoever writes to it."""
-    flags = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]  # not every system has all
-    file = open(os.open(path, os.O_RDONLY | sum(flags)), "rb")  # noqa: PTH123, SIM115
-    about = os.fstat(file.fileno())
-    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
-        file.close()
-        raise ValueError(f"it must be a regular file of at most {MAX_FILE_BYTES} bytes")
-    return file
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

@@ -16,7 +16,7 @@ from ram_gym.adapters.sb3 import GlimpseVecEnv
 from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
 
 from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import check_device
+from ..training.environment import check_device, find_data_root
 from ..training.run_folder import RunFolder
 from . import network as policies
 from .algorithms import LabelledPPO, LabelledRecurrentPPO
@@ -174,7 +174,8 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo").moved(device, data_root)
+    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
+    config = config.moved(device, find_data_root(config.env_config, data_root))
     env = make_env(config, config.env_config.replace(split="validation"), 1)
     make, options = _policy(config)
     policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)

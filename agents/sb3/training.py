@@ -7,9 +7,12 @@ completed comes to the numbers of an unbroken one.
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.utils import set_random_seed
 
+from ..terminal import say
+from ..training.files import require_regular
 from ..training.interrupts import noted_interrupts
 from ..training.loop import TrainResult
 from ..training.progress import Report
@@ -191,31 +196,32 @@ def train(
     Args:
         config: the run.
         folder: where to write it; None writes nothing.
-        resume: go on from the folder's last complete epoch (or from the beginning, if none was completed).
+        resume: go on from the folder's last complete epoch, or from the beginning if none was completed.
         report: called a few times a second.
         verbose: print Stable-Baselines3's tables.
         progress_bar: show Stable-Baselines3's own bar.
 
     Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits; or training diverged.
+        RunError: the folder holds a run already, or another process trains in it; resuming, it holds none that fits,
+            or a file of it is missing; or training diverged.
     """
     if folder is not None and not resume:
         folder.require_no_run()
     env = make_env(config, config.env_config, config.n_envs, shaped=True)
     model = make_model(config, env)
-    with noted_interrupts() as is_interrupted:
+    with noted_interrupts() as is_interrupted, ExitStack() as stack:
         callback = RunCallback(config, folder, is_interrupted, report, verbose=int(verbose))
         if folder is not None:
+            if resume:
+                folder.read_about()
+            stack.enter_context(folder.training())
+            if resume:
+                _restore(folder, model, callback)
+            folder.truncate_metrics(callback.epoch)
             if not resume:
                 folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
-            elif (folder.path / LAST).exists():
-                state = load_checkpoint(folder, LAST, model.policy, model.policy.optimizer)
-                try:
-                    callback.restore(state)
-                except ValueError as misfit:
-                    raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {misfit}") from misfit
-                model.num_timesteps, model._n_updates = state.steps, state.updates
-            folder.truncate_metrics(callback.epoch)
+            elif callback.epoch < config.epochs:
+                folder.note_resume(callback.epoch, packages=PACKAGES)
             callback.last_metrics = next(reversed(folder.read_metrics()), None)
             if callback.epoch < config.epochs:
                 folder.remove_results()
@@ -236,14 +242,40 @@ def train(
                     raise
                 what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
                 raise RunError(f"{what}; lower learning_rate") from refused
-    model.logger.close()
-    is_complete = callback.epoch == config.epochs
-    error, best_epoch = callback.best
-    if folder is not None and is_complete:
-        found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
-        steps = (callback.last_metrics or {}).get("steps")
-        folder.add_result("validation", {**found, "train_seconds": round(callback.seconds, 1), "steps": steps})
+        model.logger.close()
+        is_complete = callback.epoch == config.epochs
+        error, best_epoch = callback.best
+        if folder is not None and is_complete:
+            found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
+            steps = (callback.last_metrics or {}).get("steps")
+            folder.add_result("validation", {**found, "train_seconds": round(callback.seconds, 1), "steps": steps})
     return TrainResult(is_complete, best_epoch, error)
+
+
+def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
+    """Goes back to the last complete epoch, or says that there is none.
+
+    Raises:
+        RunError: a checkpoint is missing, damaged or of another run.
+    """
+    if not os.path.lexists(folder.path / LAST):
+        rows = folder.read_metrics()
+        if len(rows) > 1:
+            raise RunError(f"{folder.path} cannot go on: {LAST} is missing, and metrics.jsonl has {len(rows)} epochs")
+        say(f"{folder.path} has no complete epoch: it begins again")
+        return
+    state = load_checkpoint(folder, LAST, model.policy, model.policy.optimizer)
+    try:
+        callback.restore(state)
+    except ValueError as misfit:
+        raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {misfit}") from misfit
+    if state.best_epoch:
+        epoch = load_checkpoint(folder, BEST, copy.deepcopy(model.policy)).epoch
+        if epoch < state.best_epoch:  # it is newer where a kill came before the last model was written
+            raise RunError(
+                f"{folder.path}/{BEST} is of epoch {epoch}, and the best so far was epoch {state.best_epoch}"
+            )
+    model.num_timesteps, model._n_updates = state.steps, state.updates
 
 
 def _logger(folder: RunFolder | None, epoch: int, verbose: bool) -> Logger:
@@ -254,5 +286,6 @@ def _logger(folder: RunFolder | None, epoch: int, verbose: bool) -> Logger:
     outputs: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if verbose else []
     if folder is not None:
         name = f"progress-from-{epoch}.csv" if epoch else "progress.csv"
+        require_regular(folder.path / name)
         outputs += [CSVOutputFormat(str(folder.path / name)), TensorBoardOutputFormat(str(folder.path))]
     return Logger(str(folder.path) if folder is not None else None, outputs)

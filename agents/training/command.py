@@ -16,6 +16,7 @@ from ram_gym import get_task
 
 from ..terminal import say
 from .config import TrainConfig, nearest_task
+from .environment import find_data_root
 from .loop import TrainResult
 from .run_folder import RunFolder, find_run
 
@@ -30,6 +31,15 @@ class Resume:
     """Folder with the datasets, if it is not where the run was begun."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ResumeEpochs(Resume):
+    """Go on with a run that was stopped, with the configuration it was begun with, to the same numbers."""
+
+    epochs: int | None = None
+    """Last epoch, to go on longer than the run was begun for. Only a run whose learning rate and everything else are
+    constant can."""
+
+
 class Training(NamedTuple):
     """A run that is to begin or to go on."""
 
@@ -40,6 +50,8 @@ class Training(NamedTuple):
     """A TrainConfig."""
     folder: RunFolder
     is_resumed: bool
+    init: RunFolder | None
+    """The run whose weights it begins with."""
     title: str
     """What to call it while it runs."""
 
@@ -83,6 +95,7 @@ def parse_training(
     prog, name = f"python -m agents train {agent}", name or agent
     given = {argument.partition("=")[0] for argument in arguments}
     is_resumed = "--resume" in given
+    command = [*_launcher(), "-m", "agents", "train", agent, *arguments]
 
     def stored(folder: RunFolder) -> Any:
         return folder.read_as(type(preset(default_task)), agent)
@@ -91,9 +104,11 @@ def parse_training(
         raise ValueError("--resume goes on with a run and --like begins another: give one of them")
     if is_resumed:
         options = tyro.cli(resume, args=arguments, prog=prog)
-        folder = RunFolder(options.resume)
+        folder = RunFolder(options.resume, command)
         config = stored(folder)
-        config = config.moved(data_root=options.data_root)
+        config = config.moved(None, find_data_root(config.env_config, options.data_root))
+        if getattr(options, "epochs", None) is not None:
+            config = _lengthen(config, options.epochs, f"{prog} --like {folder.path} --init {folder.path}")
     else:
         # --like, or else --task, decides what the other options default to, wherever it stands.
         finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
@@ -119,9 +134,23 @@ def parse_training(
         )
         config = options.config
         path = options.out or Path("runs") / f"{agent}-{config.task}-{config.seed}"
-        folder = RunFolder(path, [*_launcher(), "-m", "agents", "train", agent, *arguments])
+        folder = RunFolder(path, command)
     title = f"{'Going on with' if is_resumed else 'Training'} {name} on {config.task}: {folder.path}"
-    return Training(prog, options, config, folder, is_resumed, title)
+    init = getattr(options, "init", None)
+    return Training(prog, options, config, folder, is_resumed, init and find_run(init), title)
+
+
+def _lengthen(config: Any, epochs: int, instead: str) -> Any:
+    """The configuration with another number of epochs.
+
+    Raises:
+        ValueError: what a run does in an epoch depends on how many there are; `instead` is what to do then.
+    """
+    planned = config.planned_fields()
+    if planned and epochs != config.epochs:
+        fields = f"{', '.join(planned)} {'was' if len(planned) == 1 else 'were'} planned for {config.epochs} epochs"
+        raise ValueError(f"--epochs: the run cannot go on longer, since its {fields}. To train on: {instead}")
+    return dataclasses.replace(config, epochs=epochs)
 
 
 def close_training(training: Training, result: TrainResult, saved: str = "Interrupted and saved. To go on") -> None:

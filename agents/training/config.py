@@ -66,9 +66,9 @@ class TrainConfig:
         checked = check_stored(cls, fields)
         return cls(**{**checked, "env_config": GlimpseConfig(**checked["env_config"])})
 
-    def moved(self, device: str | None = None, data_root: str | None = None) -> Self:
-        """The same on another device and with another data folder, where given."""
-        env_config = self.env_config.replace(data_root=data_root or self.env_config.data_root)
+    def moved(self, device: str | None, data_root: str | None) -> Self:
+        """The same on another device, where given, and with the images of a folder; None: of the user's own."""
+        env_config = self.env_config.replace(data_root=data_root)
         return dataclasses.replace(self, device=device or self.device, env_config=env_config)
 
 
@@ -98,6 +98,10 @@ class NativeConfig(TrainConfig):
     """Epochs between evaluations on the validation split."""
     checkpoint_minutes: NotNegative = 2.0
     """A checkpoint is written with every evaluation, at least this often, and where training is stopped."""
+
+    def planned_fields(self) -> list[str]:
+        """Names of the fields by which an epoch depends on the number of epochs."""
+        return [] if self.learning_rate_schedule == "constant" else ["learning_rate_schedule"]
 
 
 def nearest_task(task: str, known: Iterable[str]) -> str:

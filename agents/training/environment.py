@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ram_gym import GlimpseConfig, GlimpseVectorEnv, get_task, load_dataset
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, get_task, has_dataset, load_dataset
+
+from ..terminal import say
 
 EVALUATION_LANES = 1000
 
@@ -20,6 +22,22 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def find_data_root(env_config: GlimpseConfig, given: str | None) -> str | None:
+    """Where to read the images of a stored run: the folder given, else the run's own if they lie there, else None.
+
+    The run may be somebody else's. So nothing is made or downloaded in the folder that it names.
+
+    Args:
+        env_config: the run's environment.
+        given: what the user asks for.
+    """
+    stored = env_config.data_root
+    if given is not None or stored is None or has_dataset(env_config.dataset, stored):
+        return given or stored
+    say(f"The run's data folder, {stored}, has no {env_config.dataset} here: using your own, as without --data-root")
+    return None
 
 
 def make_env(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from ram_gym import load_dataset
 from .config import NativeConfig
 from .interrupts import noted_interrupts
 from .ranks import ALONE, Ranks
-from .run_folder import RunFolder, TensorBoard
+from .run_folder import RunFolder
+from .tensorboard import TensorBoard
 from .trainer import Trainer
 
 UPDATES_BETWEEN_TALKS = 8
@@ -51,6 +53,7 @@ def run_training(
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
+    init: RunFolder | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
@@ -63,21 +66,34 @@ def run_training(
         make: makes the trainer of the configuration, folder and ranks.
         config: the run.
         folder: where to write it; None writes nothing.
-        resume: go on from the folder's last checkpoint (or from the beginning, if it was killed before the first).
+        resume: go on from the folder's last checkpoint.
+        init: a run of the same agent; training begins with its best weights instead of random ones.
         on_progress: called a few times a second.
         ranks: the processes that share the work; each calls this with the same arguments, and rank 0 writes.
 
     Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits.
+        RunError: the folder holds a run already, or another process trains in it; resuming, it holds none that fits,
+            or a file of it is missing; or `init` does not fit.
         SystemExit: another rank raised an error before training began.
     """
-    trainer = _begin(make, config, folder, resume, ranks)
+    with ExitStack() as stack:
+        trainer = _begin(make, config, folder, resume, init, ranks, stack)
+        return _train(trainer, config, folder, on_progress, ranks)
+
+
+def _train(
+    trainer: Trainer,
+    config: NativeConfig,
+    folder: RunFolder | None,
+    on_progress: Callable[[Progress], None] | None,
+    ranks: Ranks,
+) -> TrainResult:
     board = TensorBoard(folder) if folder is not None and ranks.rank == 0 else None
     saved = reported = time.perf_counter()
     began = trainer.seconds, trainer.done
     with noted_interrupts() as is_interrupted:
         for number in itertools.count():
-            if trainer.epoch == config.epochs:
+            if trainer.epoch >= config.epochs:
                 break
             if ranks.size == 1 or number % UPDATES_BETWEEN_TALKS == 0:
                 is_due = folder is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
@@ -100,14 +116,14 @@ def run_training(
                 if board is not None:
                     board.add(metrics)
             now = time.perf_counter()
-            if on_progress is not None and (now - reported > 0.25 or trainer.epoch == config.epochs):
+            if on_progress is not None and (now - reported > 0.25 or trainer.epoch >= config.epochs):
                 reported = now
                 on_progress(_progress(trainer, *began))
         if folder is not None and trainer.epoch < config.epochs:
             trainer.save()
     if board is not None:
         board.close()
-    is_complete = trainer.epoch == config.epochs
+    is_complete = trainer.epoch >= config.epochs
     error, best_epoch = trainer.best
     if folder is not None and is_complete and ranks.rank == 0:
         found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
@@ -117,23 +133,45 @@ def run_training(
 
 
 def _begin(
-    make: Callable[[], Trainer], config: NativeConfig, folder: RunFolder | None, resume: bool, ranks: Ranks
+    make: Callable[[], Trainer],
+    config: NativeConfig,
+    folder: RunFolder | None,
+    resume: bool,
+    init: RunFolder | None,
+    ranks: Ranks,
+    stack: ExitStack,
 ) -> Trainer:
-    """The trainer, as far as the folder's run has come; the folder as it was then."""
+    """The trainer, as far as the folder's run has come; the folder as it was then, and nobody else's until `stack`
+    is closed.
+    """
+    writes = folder is not None and ranks.rank == 0
     with ranks.together():
         if folder is not None and not resume:
             folder.require_no_run()
+        if folder is not None and resume:
+            folder.read_about()
+            if writes:
+                stack.enter_context(folder.training())
         if ranks.local_rank == 0:  # one process of a machine, since this may download
             load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
     with ranks.together():
         trainer = make()
-        if folder is not None and resume and (folder.path / "last.safetensors").exists():
+        if resume:
             trainer.load()
+        elif init is not None:
+            trainer.begin_with(init)
+        if folder is not None and writes and not resume:
+            stack.enter_context(folder.training())
+            folder.require_no_run()
+    if folder is not None and not resume:
+        trainer.save()  # before config.json makes it a run, so that a run always has a checkpoint
     with ranks.together():
-        if folder is not None and ranks.rank == 0:
+        if folder is not None and writes:
+            folder.truncate_metrics(trainer.epoch)
             if not resume:
                 folder.create(trainer.agent, config.to_dict(), ranks=ranks.size)
-            folder.truncate_metrics(trainer.epoch)
+            elif trainer.epoch < config.epochs:
+                folder.note_resume(trainer.epoch, {"epochs": config.epochs}, ranks=ranks.size)
             if trainer.epoch < config.epochs:
                 folder.remove_results()
             trainer.last_metrics = next(reversed(folder.read_metrics()), None)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+PATIENCE_SECONDS = 60.0
+"""How long a process whose launcher is gone has to end by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +144,24 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         if ranks.local_rank >= torch.cuda.device_count():
             raise ValueError(f"--nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this machine")
         torch.cuda.set_device(ranks.local_rank)
+    _end_with_launcher()
     dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     yield ranks
     dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when the one that started it is gone, which could not stop it any more.
+
+    As Ctrl-C does, with a checkpoint, or after `PATIENCE_SECONDS` without.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import sys
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-import ram_gym
-
+from ..terminal import say
 from .config import TrainConfig
+from .files import RunError, locked, open_file, read_file, replace_file, require_regular
+from .machine import circumstances
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -35,25 +36,12 @@ FORMAT = 2
 """Of config.json, and of what its configuration means. `agents.training.migrate` knows the older ones."""
 MIGRATE = "python -m agents migrate"
 
-PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
+TEMPORARY = ".ram_gym-*.tmp"
+"""What `ram_gym.files.write_file` writes first; where a kill ended it, it lies there still."""
 PRETRAINED = "pretrained:"
 COMPUTED_IN_PRECISION = ("glimpse_network.", "core.")
 """What of RAM's network computes in `RamConfig.precision`, but for the location network's hidden layer."""
 PRETRAINED_FOLDER = Path(__file__).parents[2] / "pretrained"
-
-
-class RunError(ValueError):
-    """A run folder is not there, is not what it should be, or would be overwritten."""
-
-
-def _hardware() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
 class RunFolder:
@@ -74,13 +62,31 @@ class RunFolder:
         path = self.path.resolve()
         return f"{path.parent.name}/{path.name}" if re.fullmatch(r"seed-\d+", path.name) else path.name
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While inside, no other process trains in this folder. Makes the folder.
+
+        Raises:
+            RunError: another process trains in it, or its name is none that files of other programs can hold.
+        """
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise RunError(f"a run's folder must have a name that is {encoding} text, got {str(self.path)!a}") from None
+        with locked(self.path):
+            with self._results_lock():  # so that nobody else is writing either
+                for left in self.path.glob(TEMPORARY):
+                    left.unlink()
+            yield
+
     def create(self, agent: str, config: dict[str, Any], *, packages: tuple[str, ...] = (), ranks: int = 1) -> None:
         """Makes the folder and writes config.json.
 
         Args:
             agent: name of the agent.
             config: its configuration.
-            packages: the agent's own, whose versions are written beside those of `PACKAGES`.
+            packages: the agent's own, whose versions are written beside those of `agents.training.machine.PACKAGES`.
             ranks: the number of processes that begin the run.
 
         Raises:
@@ -88,15 +94,42 @@ class RunFolder:
         """
         self.require_no_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}
-        versions |= {package: metadata.version(package) for package in (*PACKAGES, *packages)}
-        about: dict[str, Any] = {"format": FORMAT, "agent": agent, "config": config, "command": self.command}
-        about |= {"versions": versions, "hardware": {**_hardware(), "ranks": ranks}}
+        about = {
+            "format": FORMAT,
+            "agent": agent,
+            "config": config,
+            "command": self.command,
+            **circumstances(packages, ranks),
+        }
         self.write_json("config.json", about)
+
+    def note_resume(
+        self, epoch: int, changes: dict[str, Any] | None = None, *, packages: tuple[str, ...] = (), ranks: int = 1
+    ) -> None:
+        """Adds to config.json where, when and by what the run goes on.
+
+        Args:
+            epoch: complete epochs, after which it goes on.
+            changes: fields of the configuration that have another value from now on.
+            packages: as `create` takes them.
+            ranks: the number of processes that go on with the run.
+
+        Says what of the hardware differs from what the run was trained on last.
+        """
+        about = self.read_about()
+        resumed = list(about.get("resumed", []))
+        before = (resumed[-1] if resumed else about).get("hardware", {})
+        now = circumstances(packages, ranks)
+        resumed.append({"epoch": epoch, "command": self.command, **now})
+        self.write_json("config.json", {**about, "config": {**about["config"], **(changes or {})}, "resumed": resumed})
+        pairs = now["hardware"].items()
+        changed = "; ".join(f"{key} {value}, not {before.get(key)}" for key, value in pairs if value != before.get(key))
+        if changed:
+            say(f"Numbers may differ from those of an unbroken run, which was trained elsewhere: {changed}")
 
     def require_no_run(self) -> None:
         """Raises RunError if a run is there already."""
-        if (self.path / "config.json").exists():
+        if os.path.lexists(self.path / "config.json"):
             raise RunError(f"{self.path} holds a run already: choose another --out, or continue it with --resume")
 
     def read_config(self, agent: str) -> dict[str, Any]:
@@ -138,9 +171,9 @@ class RunFolder:
         Raises:
             RunError: there is no run, or the file is damaged.
         """
-        if not (self.path / "config.json").is_file():
+        about = self.read_json("config.json", self)
+        if about is self:
             raise RunError(f"{self.path} holds no run: there is no config.json in it")
-        about = self.read_json("config.json")
         if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
             raise RunError(f"{self.path}/config.json is damaged: it holds no configuration")
         if about.get("format") != FORMAT:
@@ -150,26 +183,23 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-        temporary.replace(self.path / name)
+        replace_file(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str, default: Any = None) -> Any:
         """What a JSON file holds, or the default where there is none."""
-        path = self.path / name
-        if not path.exists():
-            return default
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            return json.loads(read_file(self.path / name))
+        except FileNotFoundError:
+            return default
+        except RunError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{self.path / name} is damaged: {error}") from error
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
         """Writes a safetensors file with a JSON header entry, whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
         on_cpu = {key: value.detach().to("cpu").clone().contiguous() for key, value in tensors.items()}
-        temporary.write_bytes(save(on_cpu, {"about": json.dumps(about or {}, allow_nan=False)}))
-        temporary.replace(self.path / name)
+        replace_file(self.path / name, save(on_cpu, {"about": json.dumps(about or {}, allow_nan=False)}))
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors of a safetensors file, on the CPU, and its JSON header entry.
@@ -177,45 +207,57 @@ class RunFolder:
         Raises:
             RunError: the file is missing or damaged.
         """
-        path = self.path / name
-        if not path.is_file():
-            raise RunError(f"{self.path} has no checkpoint {name} yet")
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"{path} is damaged and cannot be read: {error}") from error
+            data = read_file(self.path / name)
+        except FileNotFoundError:
+            raise RunError(f"{self.path} has no checkpoint {name} yet") from None
+        try:
+            tensors = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # load has found it sound
+            return tensors, json.loads(header.get("__metadata__", {}).get("about", "{}"))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.path / name} is damaged and cannot be read: {error}") from error
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        with open_file(self.path / "metrics.jsonl", "ab") as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-        path = self.path / "metrics.jsonl"
+        """The rows of metrics.jsonl; a last line that a kill cut short is left out.
+
+        Raises:
+            RunError: another line is no JSON object of an epoch.
+        """
+        try:
+            *lines, last = read_file(self.path / "metrics.jsonl").split(b"\n")
+        except FileNotFoundError:
+            return []
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for number, line in enumerate([*lines, last], 1):
             try:
                 row = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(row, dict) or "epoch" not in row:
-                break
-            rows.append(row)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict) and type(row.get("epoch")) is int:
+                rows.append(row)
+            elif number <= len(lines):
+                hint = "remove the line, whose numbers are lost"
+                raise RunError(f"{self.path}/metrics.jsonl is damaged: line {number} is no row of an epoch; {hint}")
         return rows
 
     def truncate_metrics(self, epochs: int) -> None:
-        """Keeps the rows of the first `epochs` epochs."""
+        """Keeps the rows of the first `epochs` epochs, and says which of these have none."""
         rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
-        temporary = self.path / ".metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path / "metrics.jsonl")
+        replace_file(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        lost = sorted(set(range(1, epochs + 1)) - {row["epoch"] for row in rows})
+        if lost:
+            which = f"{len(lost)} of {epochs} epochs, {lost[0]} to {lost[-1]}"
+            say(f"{self.path}/metrics.jsonl has no rows of {which}: these numbers are lost, the weights are not")
 
     def add_result(self, key: str, value: Any) -> None:
         """Sets one entry of results.json; several processes may, each in its turn."""
-        with FileLock(self.path / ".results.json.lock"):
+        with self._results_lock():
             known = self.read_json("results.json", {})
             if not isinstance(known, dict):
                 raise RunError(f"{self.path}/results.json is damaged: it holds no object")
@@ -223,7 +265,13 @@ class RunFolder:
 
     def remove_results(self) -> None:
         """Removes results.json, whose entries are of weights that training is about to replace."""
-        (self.path / "results.json").unlink(missing_ok=True)
+        with self._results_lock():
+            (self.path / "results.json").unlink(missing_ok=True)
+
+    def _results_lock(self) -> FileLock:
+        lock = self.path / ".results.json.lock"
+        require_regular(lock)
+        return FileLock(lock)
 
 
 def find_run(name: str | os.PathLike[str]) -> RunFolder:
@@ -276,24 +324,3 @@ def publish(folder: RunFolder, name: str) -> Path:
     copy.write_tensors("best.safetensors", weights, header)
     copy.write_json("results.json", results)
     return target
-
-
-class TensorBoard:
-    """A run's event files: the rows of metrics.jsonl, and whatever else an earlier writer left is hidden."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder.path), purge_step=1)
-        for row in folder.read_metrics():
-            self.add(row)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Writes one row of metrics.jsonl."""
-        for key, value in row.items():
-            if key != "epoch":
-                self.writer.add_scalar(key, value, row["epoch"])
-
-    def close(self) -> None:
-        """Writes what is not written yet."""
-        self.writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -191,9 +192,13 @@ class Trainer(ABC):
         """Goes back to where last.safetensors was written.
 
         Raises:
-            RunError: it is missing, damaged, or not of this configuration.
+            RunError: it is missing, damaged, or not of this configuration; or best.safetensors is missing, damaged or
+                of an earlier epoch than the best.
         """
         assert self.folder is not None
+        if not os.path.lexists(self.folder.path / "last.safetensors"):
+            anew = f"--like {self.folder.path} --init {self.folder.path} begins another run with its best weights"
+            raise RunError(f"{self.folder.path} cannot go on: last.safetensors is missing; {anew}")
         tensors, about = self.folder.read_tensors("last.safetensors")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for key, value in tensors.items():
@@ -216,6 +221,31 @@ class Trainer(ABC):
             self.best = (math.inf, 0) if about["best_error"] is None else (about["best_error"], about["best_epoch"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunError(f"{self.folder.path}/last.safetensors does not fit its config.json: {error}") from error
+        is_whole = type(self.epoch) is int and type(self.update_in_epoch) is int
+        if not (
+            is_whole and 0 <= self.epoch <= self.config.epochs and 0 <= self.update_in_epoch < self.updates_per_epoch
+        ):
+            place = f"update {self.update_in_epoch} after epoch {self.epoch}"
+            whole = f"{self.config.epochs} epochs of {self.updates_per_epoch} updates"
+            raise RunError(f"{self.folder.path}/last.safetensors is of {place}, and the run has {whole}")
+        if self.best[1]:
+            epoch = self.folder.read_tensors("best.safetensors")[1].get("epoch", 0)
+            if epoch < self.best[1]:  # it is newer where a kill came before last.safetensors was written
+                place = f"of epoch {epoch}, and the best so far was epoch {self.best[1]}"
+                raise RunError(f"{self.folder.path}/best.safetensors is {place}: put that one back")
+
+    def begin_with(self, other: RunFolder) -> None:
+        """Takes the best weights of another run of this agent.
+
+        Raises:
+            RunError: they are missing, damaged, or of a network of another form.
+        """
+        other.read_config(self.agent)
+        weights, _ = other.read_tensors("best.safetensors")
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(f"{other.path}/best.safetensors does not fit this configuration: {error}") from error
 
     @property
     def epoch_seed(self) -> int:
