@@ -132,7 +132,7 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
 
 def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
     """A function that makes the canvases of a batch of scenes, other ones each time. uint8 (N, C, S, S)."""
-    from ram_gym.retina import PIXELS_AT_ONCE, blocks
+    from ram_gym.pyramids import PIXELS_AT_ONCE, blocks
     from ram_gym.scenes import Placement, compose, place, scene_keys
 
     config = case.config(plan)
@@ -156,7 +156,8 @@ def _looker(canvases: torch.Tensor, config: GlimpseConfig, variant: str) -> Call
     """A function from locations (N, 2) to the glimpses of canvases."""
     if variant == "fresh":
         return lambda locations: take_glimpses(canvases, locations, config)
-    from ram_gym.retina import build_pyramid, sense
+    from ram_gym.retina import Retina
 
-    pyramid = build_pyramid(canvases, config)
-    return lambda locations: sense(pyramid, locations, config)
+    retina = Retina(config, canvases.shape[1], canvases.device)
+    retina.show(canvases)
+    return retina.look

@@ -263,7 +263,7 @@ def check_seeds(value: Any, num_envs: int) -> Tensor | None:
     expected = _expected_integers(((), (num_envs,)), MAX_SEED)
     given = numbers("seed", value, expected)
     seeds, _ = check_integers("seed", given, MAX_SEED, num_envs, torch.device("cpu"))
-    return seeds if given.ndim else seeds + torch.arange(num_envs)
+    return seeds if given.ndim else seeds + torch.arange(num_envs, device=seeds.device)
 
 
 def check_locations(name: str, value: Any, num_envs: int, device: torch.device, *, one_for_all: bool = True) -> Checked:
@@ -312,7 +312,7 @@ class DeferredChecks:
         self._are_good: list[Tensor] = []  # not yet in the flag
         self._flag = torch.zeros((), dtype=torch.bool, device=device)
         is_pinned = device.type == "cuda" and torch.cuda.is_available()
-        self._flag_on_host = torch.zeros((), dtype=torch.bool, pin_memory=is_pinned)
+        self._flag_on_host = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=is_pinned)
 
     def take(self, checked: Checked | None) -> Any:
         """The value, or None; that some of it may be bad is noted."""

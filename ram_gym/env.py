@@ -9,12 +9,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from ram_gym import scenes
+from ram_gym import rules, scenes
 from ram_gym.arguments import MAX_SEED, check_integer, check_keys, check_location, fresh_seed
 from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.datasets import Dataset, DatasetError, default_data_root, load_dataset
 from ram_gym.rendering import render_frame
-from ram_gym.retina import canvases_of, new_pyramid, new_scratch, pixel_rows, sense_one, sum_boxes
+from ram_gym.retina import Retina
 
 RENDER_FPS = 2
 
@@ -54,11 +54,6 @@ def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]
         raise ValueError(f"clutter_size must fit in images of {height}x{width} pixels, got {config.clutter_size}")
     if config.num_clutter and num_images < 2:
         raise ValueError("num_clutter needs a second image to cut clutter from; the split has one image")
-    if config.num_clutter and scenes.fill_canvas(data.images.shape, config):
-        gym.logger.warn(
-            f"the images fill the canvas of {height}x{width} pixels, and num_clutter={config.num_clutter} adds clutter "
-            "to them: set num_clutter=0 if they are scenes with clutter already"
-        )
     patch = (config.num_scales * channels, config.patch_size, config.patch_size)
     location = spaces.Box(-1.0, 1.0, (2,), np.float32)
     observation_space = spaces.Dict({"glimpse": spaces.Box(0.0, 1.0, patch, np.float32), "location": location})
@@ -151,8 +146,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         self._num_steps: int | None = None  # taken in this episode; None where none is running
         self._index = self._scene_seed = 0
         self._placement: scenes.Placement | None = None
-        self._pyramid: np.ndarray | None = None
-        self._scratch: np.ndarray | None = None  # room for summing boxes
+        self._retina = Retina(self.config, setup.data.images.shape[1])
         self._path: list[np.ndarray] = []  # locations looked at, float32 (2,) each
         self._prediction: int | None = None
 
@@ -179,13 +173,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         indices = np.array([self._index], np.int64)
         key = scenes.scene_keys(self._index, self._scene_seed, self.config.split)
         self._placement = scenes.place(indices, np.array([key], np.int64), self._data.images.shape, self.config)
-        if self._pyramid is None:
-            self._pyramid = new_pyramid(1, self._data.images.shape[1], self.config, self._data.images)
-        if self._scratch is None:
-            self._scratch = new_scratch(self._pyramid, self.config)
-        rows = pixel_rows(self._pyramid, self.config)
-        scenes.compose(self._data.images, indices, self._placement, self.config, rows)
-        sum_boxes(self._pyramid, self.config, self._scratch)
+        self._retina.show(self._data.images, indices, self._placement)
         self._path = [scenes.first_locations(key) if location is None else location]
         self._num_steps, self._prediction = 0, None
         return self._observe(), {}
@@ -198,19 +186,20 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         location = check_location("action['location']", action["location"])
         label = check_integer("action['label']", action["label"], self.num_classes)
         self._num_steps += 1
-        if self._num_steps < self.config.num_glimpses:
+        if not rules.is_answer(self._num_steps, self.config):
             self._path.append(location)
-            return self._observe(), 0.0, False, False, {}
+            return self._observe(), rules.reward(False), False, False, {}
         self._num_steps, self._prediction = None, label
         answer = int(self._data.labels[self._index])
+        is_success = label == answer
         info = {
             "label": answer,
             "prediction": label,
-            "is_success": label == answer,
+            "is_success": is_success,
             "index": self._index,
             "scene_seed": self._scene_seed,
         }
-        return self._observe(), float(label == answer), True, False, info
+        return self._observe(), rules.reward(is_success), True, False, info
 
     def render(self) -> np.ndarray | None:
         """The canvas with the path and the patches' squares, and the glimpse. uint8 (height, width, 3).
@@ -231,7 +220,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def canvas(self) -> np.ndarray:
         """The hidden scene, uint8 (C, S, S). For drawing and for references: no observation shows it."""
         self._require_episode()
-        return canvases_of(self._pyramid, self.config)[0]
+        return self._retina.canvases[0]
 
     @property
     def label(self) -> int:
@@ -252,8 +241,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     def _observe(self) -> dict[str, np.ndarray]:
         location = self._path[-1].copy()
-        assert self._pyramid is not None
-        return {"glimpse": sense_one(self._pyramid, location, self.config), "location": location}
+        return {"glimpse": self._retina.look(location[None])[0], "location": location}
 
     def _check_options(self, options: dict[str, Any]) -> tuple[int | None, int | None, np.ndarray | None]:
         check_keys("options", options, ("index", "scene_seed", "location"), required=False)
@@ -268,7 +256,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process loads a named dataset itself: pickles stay small."""
-        state = {**self.__dict__, "_scratch": None}
+        state = self.__dict__.copy()
         if self.config.dataset != CUSTOM_DATASET:
             del state["_data"]
         return state

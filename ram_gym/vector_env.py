@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from ram_gym import scenes
+from ram_gym import rules, scenes
 from ram_gym.arguments import (
     MAX_SEED,
     Checked,
@@ -32,17 +32,7 @@ from ram_gym.arguments import (
 from ram_gym.config import GlimpseConfig
 from ram_gym.env import RENDER_FPS, set_up
 from ram_gym.rendering import render_frame
-from ram_gym.retina import (
-    PIXELS_AT_ONCE,
-    blocks,
-    build_pyramid,
-    canvases_of,
-    new_pyramid,
-    new_scratch,
-    pixel_rows,
-    sense,
-    sum_boxes,
-)
+from ram_gym.retina import Retina
 
 Output = Literal["numpy", "torch"]
 
@@ -144,19 +134,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self.num_classes = data.num_classes
         self.num_images, self.num_channels = data.images.shape[:2]
         self._image_shape = data.images.shape
-        # What scenes are made of, copied, since images are shared. Where scenes are images and nothing else, a CPU has
-        # less to do with their pyramids; these take twice the room, more with several scales or large patches.
-        self._has_pyramids = (
-            self.device.type == "cpu"
-            and self.config.num_scales == 1
-            and 2 * self.config.patch_size <= self.config.canvas_size
-            and scenes.are_images(self._image_shape, self.config)
-        )
-        self._images = (
-            torch.from_numpy(build_pyramid(data.images, self.config))
-            if self._has_pyramids
-            else torch.tensor(data.images, device=self.device)
-        )
+        self._retina = Retina(self.config, self.num_channels, self.device)
+        self._images = self._retina.share(data.images)
         self._labels = torch.tensor(data.labels, device=self.device)
         # Known on the host, so that no step waits for the device: how far each lane's episode is.
         self._num_steps = np.zeros(num_envs, np.int64)
@@ -168,7 +147,6 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._location = self._zeros(torch.float32, 2)
         self._glimpse = self._zeros(torch.float32, *single_observation_space["glimpse"].shape or ())
         self._placement: scenes.Placement | None = None
-        self._pyramid: Tensor | None = None
         self._path = np.zeros((num_envs, self.config.num_glimpses, 2), np.float32)  # filled only if render_mode is set
         self._deferred = DeferredChecks(self.device)
 
@@ -226,25 +204,25 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
 
         starting = self._is_over.copy()  # under NEXT_STEP, lanes that begin anew and ignore their action
         num_steps = self._num_steps + ~starting
-        answering = ~starting & (num_steps == self.config.num_glimpses)
+        answering = ~starting & rules.is_answer(num_steps, self.config)
         num_starting, num_answering = np.count_nonzero(starting), np.count_nonzero(answering)
         num_looking = self.num_envs - num_starting - num_answering
         if num_answering:
             self._deferred.report()
         self._num_steps, self._is_over = num_steps, answering.copy()
 
-        terminated = self._mask_tensor(answering)
-        reward = self._zeros(torch.float32)
+        terminated = is_success = self._mask_tensor(answering)
         info: dict[str, Any] = {}
         if num_answering:
             self._prediction = torch.where(terminated, label, self._prediction)
             answer = self.labels
             is_success = terminated & (label == answer)
-            reward = is_success.to(torch.float32)
             info = self._final_info(terminated, answer, is_success)
+        reward = rules.reward(is_success)
         if mode == AutoresetMode.SAME_STEP and num_answering:
             info = {
-                "final_obs": self._convert({"glimpse": self._glimpse.clone(), "location": self._location.clone()}),
+                # Not copied: no other observation was these tensors, and below each is replaced, not written to.
+                "final_obs": self._convert({"glimpse": self._glimpse, "location": self._location}),
                 "_final_obs": self._convert(terminated.clone()),
                 "final_info": info,
                 "_final_info": self._convert(terminated.clone()),
@@ -283,7 +261,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def canvases(self) -> Tensor:
         """The hidden scenes, uint8 (N, C, S, S). No observation shows them."""
         self._require_episode()
-        return canvases_of(self._pyramid, self.config)
+        return self._retina.canvases
 
     @property
     def num_steps(self) -> np.ndarray:
@@ -325,15 +303,15 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         placement = scenes.place(new_index, scene, self._image_shape, self.config)
         new_location = scenes.first_locations(scene) if location is None else location[lanes]
         if isinstance(lanes, slice):
-            self._placement, self._pyramid = placement, self._compose(new_index, placement, self._pyramid)
+            self._retina.show(self._images, new_index, placement)
+            self._placement = placement
             self._index, self._scene_seed, self._location = new_index, new_seed, new_location
             self._num_episodes += 1
         else:
             assert self._placement is not None
-            assert self._pyramid is not None
             for old, new in zip(self._placement, placement, strict=True):
                 old.index_copy_(0, lanes, new)
-            self._pyramid.index_copy_(0, lanes, self._compose(new_index, placement))
+            self._retina.show(self._images, new_index, placement, lanes)
             # New tensors, since the old ones may have been handed out.
             self._index = self._index.index_copy(0, lanes, new_index)
             self._scene_seed = self._scene_seed.index_copy(0, lanes, new_seed)
@@ -344,33 +322,16 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self._is_over[host_lanes] = False
         self._look()
 
-    def _compose(self, index: Tensor, placement: scenes.Placement, pyramid: Tensor | None = None) -> Tensor:
-        """The scenes' pyramids, written over `pyramid` where given."""
-        if self._has_pyramids:
-            return torch.index_select(self._images, 0, index, out=pyramid)
-        if pyramid is None:
-            pyramid = new_pyramid(len(index), self.num_channels, self.config, self._images)
-        pixels = self.num_channels * self.config.canvas_size**2
-        parts = blocks(len(index), pixels, PIXELS_AT_ONCE, pyramid)
-        scratch = new_scratch(pyramid[parts[0]], self.config)
-        for part in parts:
-            places = scenes.Placement(*(value[part] for value in placement))
-            rows = pixel_rows(pyramid[part], self.config)
-            scenes.compose(self._images, index[part], places, self.config, rows)
-            sum_boxes(pyramid[part], self.config, scratch)
-        return pyramid
-
     def _look(self) -> None:
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
-        assert self._pyramid is not None
-        self._glimpse = sense(self._pyramid, self._location, self.config)
+        self._glimpse = self._retina.look(self._location)
         if self.render_mode is not None:
             lanes = np.flatnonzero(~self._is_over)
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
 
     def _observe(self) -> dict[str, Any]:
         # Handed over uncopied, unless it is read again: by the next step, where a lane answers then, or by `render`.
-        is_kept = self.render_mode is not None or np.count_nonzero(self._num_steps == self.config.num_glimpses - 1)
+        is_kept = self.render_mode is not None or np.count_nonzero(rules.is_answer(self._num_steps + 1, self.config))
         glimpse = self._glimpse.clone() if is_kept else self._glimpse
         return self._convert({"glimpse": glimpse, "location": self._location.clone()})
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ram_gym import arguments, retina, scenes
+from ram_gym import arguments, pyramids, retina, scenes
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -71,7 +71,7 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors that know their device and shape and have no numbers: reading one, or mixing devices, is an error."""
     monkeypatch.setattr(retina, "_kernel_works", lambda where: False)  # a kernel cannot read them
-    kept = (scenes._pairs, scenes._box, retina._constants)
+    kept = (scenes._pairs, scenes._box, pyramids._constants)
     for function in kept:
         function.cache_clear()
     with FakeTensorMode():

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from ram_gym import GlimpseConfig, retina, take_glimpses
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, retina, take_glimpses
 
 NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="NEEDS TRITON")
 
@@ -27,6 +27,8 @@ KERNEL_CASES = [
 
 def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Glimpses of the Triton kernel and of the plain path, of colour canvases, also where rounding ties."""
+    from ram_gym import kernels
+
     pairs = []
     generator = torch.Generator().manual_seed(0)
     for fields in KERNEL_CASES:
@@ -38,13 +40,36 @@ def kernel_and_plain(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         locations[:20] = (locations[:20] * size).round() / size  # corners and middles of pixels
         locations[:4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
         plain = take_glimpses(canvases, locations, config)
-        pairs.append((retina.sense(canvases.to(device), locations.to(device), config).cpu(), plain))
+        sizes = (config.patch_size, config.num_scales, config.scale_factor)
+        pairs.append((kernels.sense(canvases.to(device), locations.to(device), *sizes).cpu(), plain))
         # Views: one byte after where memory begins, and in another order.
         beside = torch.cat((torch.zeros(1), canvases.flatten())).to(device, torch.uint8)[1:].view(canvases.shape)
         swapped = canvases.transpose(2, 3).contiguous().to(device).transpose(2, 3)
         for view, where in ((beside, locations.to(device)), (swapped, locations.to(device).t().contiguous().t())):
-            pairs.append((retina.sense(view, where, config).cpu(), plain))
+            pairs.append((kernels.sense(view, where, *sizes).cpu(), plain))
     return pairs
+
+
+def environments_with_kernel_and_without(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Glimpses and canvases of two vector environments, the first with the kernel, lanes out of step."""
+    images = torch.randint(256, (20, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    labels = torch.arange(20).numpy() % 5
+    ours, theirs = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        fields = {"canvas_size": 14, "patch_size": 4, "num_scales": 2, "num_clutter": 2, "clutter_size": 3}
+        for has_kernel, seen in ((True, ours), (False, theirs)):
+            patch.setattr(retina, "_has_kernel", lambda device, it=has_kernel: it and device is not None)
+            envs = GlimpseVectorEnv(
+                5, dataset=(images, labels), num_glimpses=2, output="torch", device=device, **fields
+            )
+            assert isinstance(envs._retina._backend, retina._Kernel) == has_kernel
+            seen.append(envs.reset(seed=1)[0]["glimpse"])
+            action = {"location": torch.linspace(-1, 1, 10).reshape(5, 2), "label": labels[:5]}
+            seen.append(envs.reset(options={"reset_mask": torch.arange(5) % 2 == 0})[0]["glimpse"])
+            for _ in range(4):
+                seen += [envs.step(action)[0]["glimpse"], envs.canvases]
+            seen.append(take_glimpses(envs.canvases, action["location"].to(device), envs.config))
+    return [(our.cpu(), their.cpu()) for our, their in zip(ours, theirs, strict=True)]
 
 
 @NEEDS_TRITON
@@ -99,11 +124,13 @@ def test_a_kernel_with_other_numbers_gives_way_to_pytorch(monkeypatch: pytest.Mo
 def test_kernel_gives_the_same_bits_under_tritons_interpreter() -> None:
     code = (
         "import torch\nfrom ram_gym import retina\nfrom tests.kernel_means import means_and_quotients\n"
-        "from tests.test_kernels import kernel_and_plain\n"
+        "from tests.test_kernels import environments_with_kernel_and_without, kernel_and_plain\n"
         "assert retina._kernel_works('cpu')\n"
         "assert all(torch.equal(*means_and_quotients(side, 'cpu')) for side in (1, 2, 3, 4, 8, 16))\n"
         "pairs = kernel_and_plain('cpu')\n"
-        "assert len(pairs) == 24 and all(torch.equal(ours, theirs) and theirs.std() > 0 for ours, theirs in pairs)"
+        "assert len(pairs) == 24\n"
+        "pairs += environments_with_kernel_and_without('cpu')\n"
+        "assert all(torch.equal(ours, theirs) and theirs.float().std() > 0 for ours, theirs in pairs)"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
@@ -125,5 +152,10 @@ def test_kernel_gives_the_same_bits_on_a_gpu() -> None:
         pytest.skip("NEEDS what Triton needs: a compiler and Python's headers")
     from tests.kernel_means import means_and_quotients
 
-    for ours, theirs in (*kernel_and_plain("cuda"), *(means_and_quotients(side, "cuda") for side in (1, 2, 3, 4, 8))):
+    environments = environments_with_kernel_and_without("cuda")
+    for ours, theirs in (
+        *kernel_and_plain("cuda"),
+        *environments,
+        *(means_and_quotients(side, "cuda") for side in (1, 2, 3, 4, 8)),
+    ):
         assert torch.equal(ours, theirs)

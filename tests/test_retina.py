@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ram_gym import GlimpseConfig, retina, take_glimpses
+from ram_gym import GlimpseConfig, pyramids, retina, scenes, take_glimpses
 from ram_gym.coordinates import clip_locations, location_to_pixel, patch_origins, pixel_to_location
-from ram_gym.retina import build_pyramid, canvases_of, new_scratch, pixel_rows, sense_one, sum_boxes
+from ram_gym.retina import Retina
 
 
 def ramp(size: int) -> np.ndarray:
@@ -116,16 +116,16 @@ def test_equals_the_slow_glimpse_bit_for_bit_in_numpy_and_torch(data: st.DataObj
     fast = take_glimpses(canvases, locations, config)
     for canvas, location, glimpse in zip(canvases, locations, fast, strict=True):
         np.testing.assert_array_equal(glimpse, slow_glimpse(canvas, location, config))
-        np.testing.assert_array_equal(sense_one(build_pyramid(canvas[None], config), location, config), glimpse)
-    again = build_pyramid(255 - canvases, config)
-    pixel_rows(again, config)[..., : config.canvas_size] = canvases
-    sum_boxes(again, config, new_scratch(again, config))
-    np.testing.assert_array_equal(again, build_pyramid(canvases, config))
-    np.testing.assert_array_equal(canvases_of(again, config), canvases)
+        np.testing.assert_array_equal(take_glimpses(canvas[None], location[None], config)[0], glimpse)
+    again = Retina(config, channels)
+    for shown in (255 - canvases, canvases):  # other scenes in the same places
+        again.show(shown)
+    np.testing.assert_array_equal(again.look(locations), fast)
+    np.testing.assert_array_equal(again.canvases, canvases)
     in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
     np.testing.assert_array_equal(in_torch.numpy(), fast)
     with pytest.MonkeyPatch.context() as patch:  # runs of rows, which so few are not copied as
-        patch.setattr(retina, "RUNS_FROM", 1)
+        patch.setattr(pyramids, "RUNS_FROM", 1)
         np.testing.assert_array_equal(take_glimpses(canvases, locations, config), fast)
         in_torch = take_glimpses(torch.as_tensor(canvases), torch.as_tensor(locations), config)
         np.testing.assert_array_equal(in_torch.numpy(), fast)
@@ -142,10 +142,10 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture(params=[2**31 - 1, 0], ids=["32-bit places", "64-bit places"])
 def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(retina, "MOST_FOR_INT32", request.param)
-    retina._constants.cache_clear()
+    monkeypatch.setattr(pyramids, "MOST_FOR_INT32", request.param)
+    pyramids._constants.cache_clear()
     yield
-    retina._constants.cache_clear()
+    pyramids._constants.cache_clear()
 
 
 @pytest.mark.usefixtures("_threads", "_places")
@@ -183,6 +183,50 @@ def test_clipping_keeps_what_is_inside() -> None:
     assert clip_locations(given_locations).tolist() == [[-1.0, 0.25], [1.0, -1.0]]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"canvas_size": 12, "num_clutter": 2, "clutter_size": 3, "num_scales": 3},
+        {"canvas_size": 6, "num_scales": 2},
+        {"canvas_size": 6},  # scenes are images, and their pyramids are made once on a CPU
+    ],
+)
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+@pytest.mark.parametrize("at_once", [2**20, 1])
+def test_scenes_are_shown_in_all_lanes_and_in_some(
+    monkeypatch: pytest.MonkeyPatch, fields: dict, device: torch.device | None, at_once: int
+) -> None:
+    monkeypatch.setattr(retina, "PIXELS_AT_ONCE", at_once)
+    config = GlimpseConfig(patch_size=3, **fields)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 3, 6, 6), dtype=np.uint8)
+    locations = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
+    eye = Retina(config, 3, device)
+    shared = images if device is None else eye.share(images)
+    expected = np.zeros((5, 3, config.canvas_size, config.canvas_size), np.uint8)
+    for lanes in (range(5), [0, 3], range(5), [4]):
+        indices = rng.integers(0, 9, len(lanes))
+        keys = scenes.scene_keys(indices, rng.integers(0, 99, len(lanes)), "test")
+        placement = scenes.place(indices, keys, images.shape, config)
+        expected[list(lanes)] = scenes.compose(images, indices, placement, config)
+        if device is None:
+            if len(lanes) == 5:
+                eye.show(images, indices, placement)
+            else:  # NumPy's lanes are all shown anew
+                eye.show(expected)
+        else:
+            places = scenes.Placement(*map(torch.from_numpy, placement))
+            some = None if len(lanes) == 5 else torch.tensor(lanes)
+            eye.show(shared, torch.from_numpy(indices), places, some)
+        np.testing.assert_array_equal(eye.canvases, expected)
+        there = locations if device is None else torch.from_numpy(locations)
+        np.testing.assert_array_equal(eye.look(there), take_glimpses(expected, locations, config))
+        assert eye.look(there).dtype in (np.float32, torch.float32)
+    before = eye.canvases
+    before[...] = 7
+    np.testing.assert_array_equal(eye.canvases, expected)
+
+
 @pytest.mark.parametrize("num", [0, 1, 7])
 @pytest.mark.parametrize("as_torch", [False, True])
 def test_glimpses_do_not_depend_on_how_many_are_taken_at_once(
@@ -196,10 +240,12 @@ def test_glimpses_do_not_depend_on_how_many_are_taken_at_once(
     whole = np.asarray(take_glimpses(*given, config))
     assert whole.shape == (num, 4, 3, 3)
     sizes = []
-    look = retina._look
-    monkeypatch.setattr(retina, "_look", lambda p, *rest: (sizes.append(len(p)), look(p, *rest))[1])
+    for name in ("_look", "_look_at_one"):
+        look = getattr(pyramids.Pyramids, name)
+        recording = lambda self, p, where, look=look: (sizes.append(len(p)), look(self, p, where))[1]  # noqa: E731
+        monkeypatch.setattr(pyramids.Pyramids, name, recording)
     monkeypatch.setattr(retina, "PIXELS_AT_ONCE", 3 * 2 * 12**2 + 1)  # three lanes
-    monkeypatch.setattr(retina, "VALUES_AT_ONCE", 2 * 4 * 3**2)  # two of them
+    monkeypatch.setattr(pyramids, "VALUES_AT_ONCE", 2 * 4 * 3**2)  # two of them
     np.testing.assert_array_equal(take_glimpses(*given, config), whole)
     assert sizes == {0: [0], 1: [1], 7: [2, 1, 2, 1, 1]}[num]
 

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ram_gym import GlimpseEnv, GlimpseVectorEnv
+from ram_gym.retina import _Ready
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU"))]
 NUM_ENVS = 5
@@ -341,9 +342,10 @@ def test_images_alone_are_kept_ready_to_be_looked_at_where_that_takes_little_roo
     images_alone = "num_clutter" not in setting
     for changes in ({}, {"num_scales": 2}, {"patch_size": 4}, {"canvas_size": 15}):
         envs = GlimpseVectorEnv(2, dataset=data, **{**setting, **changes})
-        assert envs._has_pyramids == (images_alone and not changes)
-        size = envs._images.numel() / data[0].size
-        assert 1 <= size <= 2.5 if envs._has_pyramids else size == 1
+        is_ready = isinstance(envs._images, _Ready)
+        assert is_ready == (images_alone and not changes)
+        size = (envs._images.table if is_ready else envs._images).numel() / data[0].size
+        assert 1 <= size <= 2.5 if is_ready else size == 1
         copy = pickle.loads(pickle.dumps(envs))
         np.testing.assert_equal(copy.reset(seed=1), envs.reset(seed=1))
         # Whoever changes what he gave changes no scene.
