@@ -54,6 +54,11 @@ def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]
         raise ValueError(f"clutter_size must fit in images of {height}x{width} pixels, got {config.clutter_size}")
     if config.num_clutter and num_images < 2:
         raise ValueError("num_clutter needs a second image to cut clutter from; the split has one image")
+    if config.num_clutter and scenes.fill_canvas(data.images.shape, config):
+        gym.logger.warn(
+            f"the images fill the canvas of {height}x{width} pixels, and num_clutter={config.num_clutter} adds clutter "
+            "to them: set num_clutter=0 if they are scenes with clutter already"
+        )
     patch = (config.num_scales * channels, config.patch_size, config.patch_size)
     location = spaces.Box(-1.0, 1.0, (2,), np.float32)
     observation_space = spaces.Dict({"glimpse": spaces.Box(0.0, 1.0, patch, np.float32), "location": location})

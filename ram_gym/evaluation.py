@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ram_gym import scenes
 from ram_gym.arguments import as_integer, check_actions, numbers
-from ram_gym.config import GlimpseConfig
+from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
 from ram_gym.statistics import Comparison, wilson_percent
 from ram_gym.vector_env import GlimpseVectorEnv
 
@@ -81,8 +81,9 @@ class Evaluation:
     """int64 (episodes, T): the policy's label after each glimpse."""
     locations: Tensor
     """float32 (episodes, T, 2): the location of each glimpse; the environment chose the first."""
-    digit_locations: Tensor
-    """float32 (episodes, 2): the location of the image's centre on the canvas."""
+    digit_locations: Tensor | None
+    """float32 (episodes, 2): the location of the image's centre on the canvas. None for images of the caller's own that
+    are as large as the canvas, since nothing tells where in them the object is."""
 
     @property
     def setting(self) -> GlimpseConfig:
@@ -137,8 +138,13 @@ class Evaluation:
         return None if counts is None else [100 * count / self.episodes for count in counts]
 
     @property
-    def distance_by_glimpse_pixels(self) -> list[float]:
-        """Mean distance of each glimpse's location from the image's centre, in canvas pixels."""
+    def distance_by_glimpse_pixels(self) -> list[float] | None:
+        """Mean distance of each glimpse's location from the image's centre, in canvas pixels.
+
+        None where `digit_locations` is.
+        """
+        if self.digit_locations is None:
+            return None
         offsets = (self.locations - self.digit_locations[:, None]).double()
         return (offsets.norm(dim=-1).mean(0) * (self.env_config.canvas_size / 2)).tolist()
 
@@ -153,14 +159,15 @@ class Evaluation:
 
     @property
     def confusion(self) -> Tensor:
-        """int64 (L, L): number of scenes of each label (row) that got each prediction (column)."""
+        """int64 (L, L): number of scenes of each label (row) that got each prediction (column). 8 L^2 bytes."""
         cells = self.labels * self.num_classes + self.predictions
         return cells.bincount(minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
 
     @property
     def class_error_percent(self) -> list[float | None]:
         """Wrong answers among the scenes of each label, in percent; None for a label without scenes."""
-        totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        labels = (self.labels, self.labels[self.is_right])
+        totals, right = (some.bincount(minlength=self.num_classes).tolist() for some in labels)
         return [100 * (n - r) / n if n else None for n, r in zip(totals, right, strict=True)]
 
     def subset(self, is_in: Tensor) -> Evaluation:
@@ -178,7 +185,7 @@ class Evaluation:
             )
         share = float(is_in.double().mean())
         names = ("labels", "predictions", "answers", "locations", "digit_locations")
-        parts: dict[str, Any] = {name: getattr(self, name)[is_in] for name in names}
+        parts: dict[str, Any] = {name: getattr(self, name)[is_in] for name in names if getattr(self, name) is not None}
         return dataclasses.replace(self, seconds=self.seconds * share, **parts)
 
     @property
@@ -274,6 +281,7 @@ def evaluate(
             on_batch(start + count)
     integers, numbers = (torch.cat(parts) for parts in zip(*batches, strict=True))
     places = numbers.unflatten(1, (-1, 2))
+    are_scenes = env.config.dataset == CUSTOM_DATASET and scenes.fill_canvas(env._image_shape, env.config)
     return Evaluation(
         task=task,
         policy=policy.name,
@@ -287,7 +295,7 @@ def evaluate(
         predictions=integers[:, 2].clone(),
         answers=integers[:, 3:].clone(),
         locations=places[:, :-1].clone(),
-        digit_locations=places[:, -1].clone(),
+        digit_locations=None if are_scenes else places[:, -1].clone(),
     )
 
 

@@ -51,6 +51,9 @@ _MAX_CELLS = 30
 _MAX_WRITTEN_CLASSES = 12
 """Confusion matrices of more classes have no numbers in their cells."""
 
+MAX_CLASSES = 50
+"""Of more classes than this only those most often confused are drawn."""
+
 _NUMBERS = itertools.count()
 
 Named = Sequence[tuple[str, Evaluation]]
@@ -82,7 +85,7 @@ def plot_distance(evaluations: Named) -> str:
     """Mean distance of each glimpse from the image's centre."""
     with _figure() as (_, axes, finish):
         for number, (name, evaluation) in enumerate(evaluations):
-            values = evaluation.distance_by_glimpse_pixels
+            values = evaluation.distance_by_glimpse_pixels or []
             axes.plot(range(1, len(values) + 1), values, label=_short(name), **_line(number))
         axes.set_ylabel("distance in canvas pixels")
         axes.set_ylim(bottom=0)
@@ -92,17 +95,18 @@ def plot_distance(evaluations: Named) -> str:
 
 
 def plot_class_error(evaluations: Named) -> str:
-    """Error on the scenes of each class."""
+    """Error on the scenes of each class, or of the MAX_CLASSES that are most often confused."""
+    classes = most_confused([evaluation for _, evaluation in evaluations])
     with _figure() as (_, axes, finish):
         for number, (name, evaluation) in enumerate(evaluations):
-            errors = [np.nan if error is None else error for error in evaluation.class_error_percent]
+            errors = np.array(evaluation.class_error_percent, float)[classes]  # NaN for None
             shift = (number - (len(evaluations) - 1) / 2) * 0.6 / len(evaluations)
             style = {**_line(number), "linestyle": "none"}
             axes.plot(np.arange(len(errors)) + shift, errors, label=_short(name), **style)
         axes.set_xlabel("class")
         axes.set_ylabel("error in %")
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        _by_class(axes.xaxis, classes, 20 if len(classes) == evaluation.num_classes else 10)
         axes.grid(axis="y")
         _legend(axes)
         return finish()
@@ -143,10 +147,14 @@ def _num_cells(evaluation: Evaluation) -> int:
 
 
 def plot_confusion(evaluation: Evaluation) -> str:
-    """Number of scenes of each class that got each answer; wrong answers shaded by their share of the class."""
-    confusion = evaluation.confusion.numpy()
-    num = len(confusion)
-    wrong = confusion * (1 - np.eye(num, dtype=np.int64)) / np.maximum(confusion.sum(1, keepdims=True), 1)
+    """Number of scenes of each class that got each answer; wrong answers shaded by their share of the class.
+
+    Of the MAX_CLASSES that are most often confused, where there are more.
+    """
+    classes = most_confused([evaluation])
+    confusion, num = confusion_among(evaluation, classes), len(classes)
+    totals = evaluation.labels.bincount(minlength=evaluation.num_classes).numpy()[classes, None]
+    wrong = confusion * (1 - np.eye(num, dtype=np.int64)) / np.maximum(totals, 1)
     shade = np.zeros((num, num, 4), np.uint8)
     shade[..., :3] = _ALARM
     shade[..., 3] = np.rint(220 * np.sqrt(wrong / max(wrong.max(), 1e-9)))
@@ -157,11 +165,33 @@ def plot_confusion(evaluation: Evaluation) -> str:
                 if count:
                     weight = "bold" if row == column else "normal"
                     axes.text(column, row, str(count), ha="center", va="center", fontsize=7, weight=weight)
-            axes.set_xticks(range(num))
-            axes.set_yticks(range(num))
+        for axis in (axes.xaxis, axes.yaxis):
+            _by_class(axis, classes, _MAX_WRITTEN_CLASSES)
         axes.set_xlabel("answer")
         axes.set_ylabel("right label")
         return finish()
+
+
+def most_confused(evaluations: Sequence[Evaluation], number: int = MAX_CLASSES) -> np.ndarray:
+    """The classes that most wrong answers are about, as right label or as answer: int64 (number,), rising.
+
+    All classes where there are not more.
+    """
+    counts = np.zeros(evaluations[0].num_classes, np.int64)
+    for evaluation in evaluations:
+        for labels in (evaluation.labels, evaluation.predictions):
+            counts += labels[~evaluation.is_right].bincount(minlength=len(counts)).numpy()
+    return np.sort(np.argsort(-counts, kind="stable")[:number])
+
+
+def confusion_among(evaluation: Evaluation, classes: np.ndarray) -> np.ndarray:
+    """How many scenes of each of some classes (row) got each of them as answer (column): int64 (num, num)."""
+    place = np.full(evaluation.num_classes, -1)
+    place[classes] = np.arange(len(classes))
+    rows, columns = place[evaluation.labels.numpy()], place[evaluation.predictions.numpy()]
+    are_in = (rows >= 0) & (columns >= 0)
+    cells = np.bincount(rows[are_in] * len(classes) + columns[are_in], minlength=len(classes) ** 2)
+    return cells.reshape(len(classes), len(classes))
 
 
 @contextmanager
@@ -202,6 +232,12 @@ def _by_glimpse(axes: Any) -> None:
     axes.set_xlabel("glimpses taken")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid()
+
+
+def _by_class(axis: Any, classes: np.ndarray, ticks: int) -> None:
+    """Names of classes along an axis, at most so many."""
+    axis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axis.set_major_formatter(lambda place, _: str(classes[int(place)]) if 0 <= place < len(classes) else "")
 
 
 def _legend(axes: Any) -> None:

@@ -73,7 +73,7 @@ def write_report(
                 "results": results,
                 "by_glimpse": by_glimpse,
                 "accuracy": plots.plot_accuracy(named),
-                "distance": plots.plot_distance(named),
+                "distance": None if first.digit_locations is None else plots.plot_distance(named),
                 "cell": plots.cell_side(first),
                 "class_error": plots.plot_class_error(named),
                 "looks_and_mistakes": [(name, plots.plot_density(e), plots.plot_confusion(e)) for name, e in named],
@@ -82,6 +82,8 @@ def write_report(
                 "scene_seed": first.env_config.fixed_scene_seed,
                 "protocol": first.protocol,
                 "num_glimpses": first.env_config.num_glimpses,
+                "num_classes": first.num_classes,
+                "max_classes": plots.MAX_CLASSES,
             }
         )
     loader = jinja2.PackageLoader("ram_gym", "templates")
@@ -140,7 +142,7 @@ def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: 
         return []
     shown = []
     for index, canvas in zip(picked, _draw_canvases(env, picked, first), strict=True):
-        centre = location_to_pixel(first.digit_locations[index], first.env_config.canvas_size)
+        place = None if first.digit_locations is None else first.digit_locations[index]
         episodes = [_episode(name, evaluation, index) for name, evaluation in named]
         shown.append(
             {
@@ -149,7 +151,7 @@ def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: 
                 "size": first.env_config.canvas_size,
                 "picture": _data_url(canvas.numpy()),
                 "label": int(first.labels[index]),
-                "centre": centre.tolist(),
+                "centre": None if place is None else location_to_pixel(place, first.env_config.canvas_size).tolist(),
                 "num_wrong": sum(not episode["is_right"] for episode in episodes),
                 "episodes": episodes,
             }

@@ -142,7 +142,12 @@ class Placement(NamedTuple):
 
 def are_images(image_shape: tuple[int, ...], config: GlimpseConfig) -> bool:
     """Whether a scene is an image and nothing else: there is no clutter, and one place where it fits, (0, 0)."""
-    return not config.num_clutter and image_shape[2] == image_shape[3] == config.canvas_size
+    return not config.num_clutter and fill_canvas(image_shape, config)
+
+
+def fill_canvas(image_shape: tuple[int, ...], config: GlimpseConfig) -> bool:
+    """Whether images are as large as the canvas. Images of the caller's own are scenes then, ready made."""
+    return image_shape[2] == image_shape[3] == config.canvas_size
 
 
 @_in_numpy_if_few

@@ -178,7 +178,7 @@ class ComparisonTable:
         return rows
 
     def sections(self, task: str) -> list[Section]:
-        """The tables of a task: results; accuracy (if a policy answers early), distance and spread by glimpse."""
+        """The tables of a task: results; accuracy and distance (where known) and spread by glimpse."""
         evaluations = list(self.by_task[task].values())
         first, reference = evaluations[0], self.reference(task)
         against = f"paired difference to {self.labels[reference]}" if reference is not None else "difference"
@@ -215,7 +215,7 @@ class ComparisonTable:
             headings,
             cells("{:.1f}", lambda evaluation: evaluation.spread_by_glimpse_pixels),
         )
-        return [results, *([early] if early.rows else []), distance, spread]
+        return [results, *(section for section in (early, distance) if section.rows), spread]
 
     def _result_cells(self, task: str, evaluation: Evaluation) -> list[str]:
         difference = self.comparison(task, evaluation.policy)

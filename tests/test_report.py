@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ram_gym import ComparisonTable, Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, plots, write_report
-from ram_gym.plots import looks_percent
+from ram_gym.plots import confusion_among, looks_percent, most_confused
 from ram_gym.report import pick_scenes
 
 OPTIONS: dict[str, Any] = {"output": "torch", "autoreset_mode": "Disabled"}
@@ -187,6 +187,33 @@ def test_two_tasks_colours_and_images_of_the_users_own(tmp_path: Path) -> None:
     env.reset(options={"index": index})
     np.testing.assert_array_equal(pixels, np.moveaxis(env.canvas, 0, -1))
     assert len(re.findall(r"Scene \d+, right", page.text)) == 6
+
+
+def test_of_many_classes_the_most_confused_are_drawn(tmp_path: Path) -> None:
+    # 65,536 classes: a matrix of them all would take 34 GB.
+    labels = np.r_[np.arange(60_000, 60_200), 65_535]
+    images = np.zeros((201, 6, 5), np.uint8)
+    env = GlimpseVectorEnv(67, dataset=(images, labels), split="test", canvas_size=9, patch_size=4, **OPTIONS)
+    # Wrong on 39 scenes, with the next class for an answer: 60,005, 60,010, ... and 60,006, 60,011, ...
+    wrong = range(5, 200, 5)
+    evaluation = evaluate(Guess(env, "p", lambda index: index not in wrong), env, task="many")
+    assert evaluation.errors == 39
+    errors = evaluation.class_error_percent
+    assert (len(errors), errors[60_005], errors[60_006], errors[0]) == (65_536, 100, 0, None)
+    classes = most_confused([evaluation])
+    assert classes.tolist() == sorted({c for i in wrong[:25] for c in (60_000 + i, 60_001 + i)})
+    confusion = confusion_among(evaluation, classes)
+    assert confusion[:2, :2].tolist() == [[0, 1], [0, 1]]
+    assert confusion.sum() == 50
+    small = ComparisonTable(played(GlimpseVectorEnv(30, dataset="digits", split="test", **OPTIONS)))
+    (first, *_) = small.by_task["digits"].values()
+    np.testing.assert_array_equal(confusion_among(first, most_confused([first])), first.confusion)
+    write_report(tmp_path / "report.html", ComparisonTable([evaluation]), envs={"many": env})
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("; of 65536 classes, the 50 most often confused.") == 2
+    assert len(text) < 1_000_000
+    page = Page(text)
+    assert {str(c) for c in classes[[0, 10, 20, 30, 40]]} <= set(re.findall(r"60\d\d\d", page.text))
 
 
 def test_a_name_may_be_empty(evaluations: list[Evaluation]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,11 @@ def root(tmp_path: Path) -> Path:
     for seed, errors in enumerate((100, 250, 400)):
         found = trained(errors / 100 + 0.5, **{"test single": evaluation(errors, [20.0, 90.0, 100 - errors / 100])})
         found["test average-10"] = evaluation(errors // 2)
-        config = preset("translated-60")
-        config = RamConfig(**{**config.to_dict(), "seed": seed, "device": "cpu"})
-        make_run(root, "main/translated-60/preset", config, found)
-    base = preset("mnist-28").to_dict()
+        make_run(root, "main/translated-60/preset", replace(preset("translated-60"), seed=seed), found)
+    base = replace(preset("mnist-28"), epochs=40)
     measured = trained(1.25, **{"validation single": {"error_percent": 1.25, "distance_by_glimpse_pixels": [9, 5, 4]}})
-    make_run(root, "ablations/mnist-28/reference", RamConfig(**{**base, "epochs": 40}), measured)
-    scan = RamConfig(**{**base, "epochs": 40, "locator": "scan", "locator_gradient_into_core": True})
+    make_run(root, "ablations/mnist-28/reference", base, measured)
+    scan = replace(base, locator="scan", locator_gradient_into_core=True)
     make_run(root, "ablations/mnist-28/scan", scan, trained(2.0, **{"test single": evaluation(207)}))
     whole = registered_preset("cnn", "translated-60")
     make_run(root, "full_image/translated-60/cnn", whole, trained(0.5, **{"test single": evaluation(40)}), "cnn")
@@ -193,7 +192,7 @@ def test_differences_leave_out_where_it_ran() -> None:
 
 
 def test_a_run_in_the_wrong_place_or_unlike_its_seeds_is_refused(root: Path) -> None:
-    config = RamConfig(**{**preset("translated-60").to_dict(), "seed": 3, "epochs": 7})
+    config = replace(preset("translated-60"), seed=3, epochs=7)
     odd = make_run(root, "main/translated-60/preset", config, trained(1.0))
     with pytest.raises(RunError, match="main/translated-60/preset: seeds differ in epochs too"):
         Results(root)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import gc
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ram_gym import DatasetError, GlimpseEnv, GlimpseVectorEnv, datasets, load_dataset
+from agents.scripted import ScriptedPolicy
+from ram_gym import (
+    DatasetError,
+    GlimpseEnv,
+    GlimpseVectorEnv,
+    datasets,
+    evaluate,
+    evaluate_all,
+    get_task,
+    load_dataset,
+    write_report,
+)
 
 IMAGE = np.full((6, 6), 9, np.uint8)
 
@@ -145,3 +158,33 @@ def test_seeds_have_one_bound_and_an_empty_mask_is_refused() -> None:
             env.reset(seed=2**62)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="True somewhere"):
         vector.reset(options={"reset_mask": np.zeros(2, bool)})
+
+
+def test_ready_scenes_on_a_cluttered_task_warn_and_have_no_distance_to_the_digit(tmp_path: Path) -> None:
+    scenes = (np.random.default_rng(0).integers(0, 256, (6, 60, 60), dtype=np.uint8), np.arange(6) % 3)
+    options: dict[str, Any] = {"output": "torch", "autoreset_mode": "Disabled"}
+    cluttered = get_task("cluttered-60").config
+    with pytest.warns(UserWarning, match="fill the canvas of 60x60 pixels, and num_clutter=4 adds clutter"):
+        GlimpseEnv(cluttered, dataset=scenes)
+    plain = cluttered.replace(num_clutter=0, num_glimpses=2, split="test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = GlimpseVectorEnv(3, plain, dataset=scenes, **options)
+    table = evaluate_all([lambda env: ScriptedPolicy("centre", env)], {"mine": env})
+    (evaluation,) = table.by_task["mine"].values()
+    assert evaluation.digit_locations is None
+    assert evaluation.to_dict()["distance_by_glimpse_pixels"] is None
+    assert evaluation.subset(torch.arange(6) < 2).distance_by_glimpse_pixels is None
+    assert "from the image's centre" not in table.to_text()
+    assert "distance" not in table.to_csv()
+    write_report(tmp_path / "report.html", table, envs={"mine": env})
+    text = (tmp_path / "report.html").read_text()
+    for word in ("Distance from the image", "green cross", 'class="centre"'):
+        assert word not in text
+    # A smaller image, and a named dataset whose images are digits in their middle, have distances.
+    for other in (plain.replace(canvas_size=61), plain.replace(canvas_size=28, dataset="digits")):
+        data = scenes if other.dataset == "mnist" else None
+        env = GlimpseVectorEnv(3, other, dataset=data, **options)
+        distances = evaluate(ScriptedPolicy("centre", env), env, episodes=6).distance_by_glimpse_pixels
+        assert distances is not None
+        assert distances[1] == pytest.approx(0, abs=0.8)  # half a pixel off the centre, each way

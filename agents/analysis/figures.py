@@ -71,7 +71,8 @@ def draw_figures(
         played = play(folder, name, split, data_root, device)
         if played.looks:
             evaluation = played.evaluation
-            glimpses[name] = Glimpses(evaluation.accuracy_by_glimpse_percent, evaluation.distance_by_glimpse_pixels)
+            if (distances := evaluation.distance_by_glimpse_pixels) is not None:
+                glimpses[name] = Glimpses(evaluation.accuracy_by_glimpse_percent, distances)
             index = torch.arange(min(MAX_SCENES, played.evaluation.episodes))
             title = f"{name}: scenes {index[0]} to {index[-1]}"
             _save(draw_scenes(played, index, title), out / f"{name}-paths.png")
