@@ -17,6 +17,7 @@ from agents.ram.network import RecurrentAttentionModel
 from agents.ram.rollout import make_env
 from agents.ram.training import Trainer
 from agents.ram.unrolled import unroll
+from ram_gym import get_task
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
 needs_compiler = pytest.mark.skipif(
@@ -71,7 +72,9 @@ def test_compile_changes_nothing_beyond_rounding(
     assert compiled == ["classify", "estimate", *body, "rollout_losses"]
 
 
-@pytest.mark.parametrize("fields", [*CORES, {"locator": "random"}, {"num_glimpses": 1}])
+@pytest.mark.parametrize(
+    "fields", [*CORES, {"locator": "random"}, {"env_config": get_task("digits").config.replace(num_glimpses=1)}]
+)
 @pytest.mark.parametrize("into_core", [False, True])
 def test_batched_backpropagation_changes_nothing_beyond_rounding(fields: dict, into_core: bool) -> None:
     config = digits(early_weight=0.5, locator_gradient_into_core=into_core, **fields)

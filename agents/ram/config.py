@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cluttered-100": _CLUTTERED,
     "cluttered-100x8": _CLUTTERED,
 }
-"""What each task changes in RamConfig: the best that was found for the paper's core, see RESULTS.md."""
+"""What each task changes in RamConfig: the best values tried for the paper's core, see RESULTS.md."""
 
 
 def preset(task: str) -> RamConfig:

@@ -73,7 +73,7 @@ def returns(
 
     The reward of the last answer for all of them; or, over the answers given after the look, the mean of how right they
     are (0 or 1) or of the right label's log-likelihood; or that mean less the log-likelihood before the look. All but
-    the first need `early_logits`, or, where it is known, what `log_likelihoods` gives of them. Of the answers after a
+    the first need `early_logits`, or `likelihoods`, what `log_likelihoods` gives of the rollout. Of the answers after a
     look, each weighs `discount` times what the one before weighs.
 
     What stood before a look does not depend on where it goes, so to subtract it leaves the gradient's mean as it is and
@@ -116,15 +116,15 @@ def rollout_losses(
         rollout: N episodes.
         std: standard deviation of the location policy; a number or a scalar on the rollout's device.
         rollouts: how many episodes in a row share a scene.
-        location_reward: see `returns`, as for
-        location_discount: how much less each later answer counts.
+        location_reward: what a look is worth, see `returns`.
+        location_discount: weight of each later answer relative to the one before it, see `returns`.
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 
     Returns:
         Scalars: a mean over episodes and, for all but the first, over the T - 1 locations that were looked at. Zero
-        where there are none.
+        if T is 1.
 
-    Differs: the paper trains the last answer alone; early answers count where early_logits are there.
+    Differs: the paper trains the last answer alone; early answers count if the rollout has early_logits.
     """
     likelihoods = log_likelihoods(rollout)
     classification = -likelihoods[:, -1].mean()

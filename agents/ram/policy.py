@@ -16,7 +16,7 @@ class PolicyState(NamedTuple):
 
 
 class RamPolicy:
-    """Looks at the mean location of the learned policy, or where a scripted locator says, and answers the argmax.
+    """Looks at the learned policy's mean location, or at a scripted locator's, and answers the argmax.
 
     Args:
         model: the network, in evaluation mode, on the environment's device.

@@ -64,7 +64,7 @@ def play(
             location = body.locate() + std * ranks.draw(torch.randn, num_envs, generator, env.device)
         else:
             location = locator(observation, num_taken)
-        # Training that diverged is told by its losses, not by the environment, which takes no NaN.
+        # The environment refuses NaN; training that diverged is reported by its losses instead.
         looked_at = location.nan_to_num(0.0, 1.0, -1.0)
         observation, _, _, _, _ = env.step({"location": looked_at, "label": no_label})
         locations.append(location)

@@ -1,4 +1,4 @@
-"""Training of the Recurrent Attention Model, through the public vector environment.
+"""Training of the Recurrent Attention Model: the fast form of `train` in examples/reinforce.py.
 
     observation, _ = env.reset(options=...)              one environment lane per rollout
     T times:  state = look(observation, state); sample a location; observation = env.step(...)
@@ -53,11 +53,11 @@ class Trainer(trainer.Trainer):
     def __init__(self, config: RamConfig, folder: RunFolder | None = None, ranks: Ranks = ALONE) -> None:
         if config.cuda_graph and not config.device.startswith("cuda"):
             raise ValueError(f"cuda_graph needs device 'cuda', got {config.device!r}: --no-cuda-graph turns it off")
-        setting = config.env_config
-        super().__init__(config, folder, ranks, setting, config.rollouts)
+        env_config = config.env_config
+        super().__init__(config, folder, ranks, env_config, config.rollouts)
         self.is_graphed = config.cuda_graph and ranks.size == 1
         self.model = make_model(config, self.env)
-        if setting.num_glimpses == 1:  # nothing is located and nothing expected, so nothing trains these two
+        if env_config.num_glimpses == 1:  # nothing is located and nothing expected, so nothing trains these two
             self.model.locator.requires_grad_(False)
             self.model.baseline.requires_grad_(False)
         self.average = (
@@ -111,9 +111,9 @@ class Trainer(trainer.Trainer):
     def _step(self, index: Tensor, scene_seed: Tensor, std: Tensor) -> None:
         """The device's part of an update; see `Learner.forward`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, found = self.learner(index, scene_seed, std)
+        loss, sums = self.learner(index, scene_seed, std)
         self.descend(loss)
-        self.sums += found
+        self.sums += sums
 
     @torch.no_grad()
     def _average_weights(self) -> None:

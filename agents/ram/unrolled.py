@@ -1,10 +1,13 @@
-"""Unrolled: a rollout's way through glimpse network, core and location network, its gradient in few large products.
+"""Unrolled: the rollout of examples/reinforce.py with its gradient written out, in few large matrix products.
 
-Autograd walks back glimpse by glimpse, with a small matrix product for each weight at each glimpse. Only the core's
-state needs that order. The gradients of all weights, and everything in the glimpse network, can wait until the core is
-done and then be made for all glimpses at once, which is what this does: backpropagation through time, written out.
+Autograd goes back glimpse by glimpse, with one small product for each weight at each glimpse. Only the core's state
+needs that order. So this goes back through the core first, and then makes the gradients of all weights, and everything
+in the glimpse network, with one product for all glimpses: backpropagation through time.
 
 Differs: from autograd through `RecurrentAttentionModel.look` and `locate` in rounding alone.
+
+Shapes: N episodes, T glimpses, V values of a glimpse, M units for what is seen and M for where, H units of the core and
+of the encoded glimpse, G values that enter the core's activations: H of an RNN, 4 * H of an LSTM.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .network import RecurrentAttentionModel
 
@@ -21,11 +24,11 @@ class Outputs(NamedTuple):
     """What a rollout of T glimpses gave, float32, as a function of the weights."""
 
     before: Tensor
-    """The core's states after all glimpses but the last, (T - 1, N, size)."""
+    """The core's states after all glimpses but the last, (T - 1, N, H)."""
     last: Tensor
-    """Its state after the last glimpse, (N, size)."""
+    """Its state after the last glimpse, (N, H)."""
     location_means: Tensor
-    """Where the location network would look next after each of the former, (T - 1, N, 2)."""
+    """The location network's means after all glimpses but the last, (T - 1, N, 2)."""
 
 
 class Recorded:
@@ -57,11 +60,44 @@ class Recorded:
         return Outputs(states[:-1], states[-1], self.model.locate(states[:-1]))
 
 
+class Layer(NamedTuple):
+    """A linear layer's weight (outputs, inputs) and bias (outputs,), or their gradients."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Layers(NamedTuple):
+    """The linear layers that a rollout goes through."""
+
+    what: Layer  # V -> M, of the glimpse network
+    where: Layer  # 2 -> M
+    combine: Layer  # 2 * M -> H
+    core_input: Layer  # H -> G, what the core does with the encoded glimpse
+    core_state: Layer  # H -> G, and with the state before it
+    locator_mean: Layer  # H, or the units of the hidden layer -> 2
+    locator_hidden: Layer | None  # H -> those units; None without a hidden layer
+
+    @classmethod
+    def of(cls, model: RecurrentAttentionModel) -> Layers:
+        """The network's own parameters."""
+        encoder, core, locator = model.glimpse_network, model.core, list(model.locator)
+        return cls(
+            what=_parameters(encoder.what),
+            where=_parameters(encoder.where),
+            combine=_parameters(encoder.combine),
+            core_input=Layer(core.get_parameter("weight_ih"), core.get_parameter("bias_ih")),
+            core_state=Layer(core.get_parameter("weight_hh"), core.get_parameter("bias_hh")),
+            locator_mean=_parameters(locator[-1]),
+            locator_hidden=_parameters(locator[0]) if len(locator) > 1 else None,
+        )
+
+
 class Unrolled:
     """Looks as the network does, and keeps what the gradient needs instead of a graph.
 
-    Products are computed in the network's precision, with float32 sums; the cell of an LSTM and the layer that sees the
-    location are float32.
+    Products are computed in the network's precision, with float32 sums; the cell of an LSTM, the layer that sees the
+    location and the location network's last layer are float32.
 
     Args:
         model: the network.
@@ -70,171 +106,178 @@ class Unrolled:
     """
 
     def __init__(self, model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int) -> None:
-        encoder, core = model.glimpse_network, model.core
         self.model = model
         self.is_lstm = model.config.core == "lstm"
-        layers = (encoder.what, encoder.where, encoder.combine)
-        self.parameters = [
-            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
-            *(core.get_parameter(name) for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")),
-            *model.locator.parameters(),
-        ]
         dtype = torch.bfloat16 if model.config.precision == "bfloat16" else torch.float32
-        weights = [parameter.detach().to(dtype) for parameter in self.parameters]
-        self.what, self.what_bias, _, _, self.combine, self.combine_bias = weights[:6]
-        self.core_in, _, self.core, _ = weights[6:10]
-        self.core_all = torch.cat((self.core_in, self.core), 1)  # one product for what is seen and what is remembered
-        self.core_bias = (self.parameters[7] + self.parameters[9]).detach().to(dtype)
-        self.where, self.where_bias = encoder.where.weight.detach(), encoder.where.bias.detach()
-        # The location network: weight and bias of its hidden layer, if it has one, and of what gives the mean.
-        self.locator_layer = weights[10:-2]
-        self.to_mean, self.to_mean_bias = (parameter.detach() for parameter in self.parameters[-2:])
+        own = Layers.of(model)
+        self.parameters = [parameter for layer in own if layer is not None for parameter in layer]
+        self.layers = layers = Layers(
+            what=_detached(own.what, dtype),
+            where=_detached(own.where, torch.float32),
+            combine=_detached(own.combine, dtype),
+            core_input=_detached(own.core_input, dtype),
+            core_state=_detached(own.core_state, dtype),
+            locator_mean=_detached(own.locator_mean, torch.float32),
+            locator_hidden=None if own.locator_hidden is None else _detached(own.locator_hidden, dtype),
+        )
+        # One product for the encoded glimpse and the state before it, side by side.
+        self.core_weight = torch.cat((layers.core_input.weight, layers.core_state.weight), 1)  # (G, 2 * H)
+        self.core_bias = (own.core_input.bias + own.core_state.bias).detach().to(dtype)
 
-        def kept(steps: int, width: int, of: torch.dtype = dtype) -> Tensor:
-            return self.what.new_empty(steps, num_episodes, width, dtype=of)
+        def empty(steps: int, width: int, dtype: torch.dtype = dtype) -> Tensor:
+            return self.core_weight.new_empty(steps, num_episodes, width, dtype=dtype)
 
-        self.middle, num_encoded, size = self.what.shape[0], self.combine.shape[0], self.core.shape[1]
-        self.glimpses = kept(num_glimpses, self.what.shape[1])
-        self.locations = kept(num_glimpses, 2, torch.float32)
-        self.what_where = kept(num_glimpses, 2 * self.middle)  # the glimpse network's hidden units
-        # What enters the core side by side: the encoded glimpse, and the state before it. The last has a state alone.
-        self.core_inputs = kept(num_glimpses + 1, num_encoded + size)
-        self.encoded, self.states = self.core_inputs[:-1, :, :num_encoded], self.core_inputs[:, :, num_encoded:]
+        num_gates, size = layers.core_state.weight.shape
+        self.num_what, num_values = layers.what.weight.shape
+        self.glimpses = empty(num_glimpses, num_values)
+        self.locations = empty(num_glimpses, 2, torch.float32)
+        self.encoder_hidden = empty(num_glimpses, 2 * self.num_what)  # of what and of where, side by side
+        self.core_inputs = empty(num_glimpses + 1, 2 * size)  # the last row has a state alone
+        self.encoded, self.states = self.core_inputs[:-1, :, :size], self.core_inputs[:, :, size:]
         self.states[0] = 0
         if self.is_lstm:
-            self.gates = kept(num_glimpses, 4 * size)  # input, forget, new, output
-            self.cells = kept(num_glimpses + 1, size, torch.float32)
+            self.gates = empty(num_glimpses, num_gates)  # input, forget, candidate, output
+            self.cells = empty(num_glimpses + 1, size, torch.float32)
             self.cells[0] = 0
-        self.location_means = kept(num_glimpses - 1, 2, torch.float32)
-        if self.locator_layer:
-            self.location_hidden = kept(num_glimpses - 1, self.locator_layer[0].shape[0])
+        self.location_means = empty(num_glimpses - 1, 2, torch.float32)
+        if layers.locator_hidden is not None:
+            self.locator_hidden = empty(num_glimpses - 1, len(layers.locator_hidden.bias))
         self.num_taken, self.has_located = 0, False
 
     @torch.no_grad()
     def look(self, observation: dict[str, Any]) -> None:
         """Takes one more glimpse."""
-        step = self.num_taken
+        step, layers = self.num_taken, self.layers
         self.num_taken += 1
         self.glimpses[step] = observation["glimpse"].flatten(1)
         self.locations[step] = observation["location"]
-        hidden, encoded = self.what_where[step], self.encoded[step]
-        torch.addmm(self.what_bias, self.glimpses[step], self.what.t(), out=hidden[:, : self.middle])
-        hidden[:, self.middle :] = torch.addmm(self.where_bias, self.locations[step], self.where.t())
-        torch.addmm(self.combine_bias, hidden.relu_(), self.combine.t(), out=encoded).relu_()
+        hidden, encoded = self.encoder_hidden[step], self.encoded[step]
+        what, where = hidden[:, : self.num_what], hidden[:, self.num_what :]
+        torch.addmm(layers.what.bias, self.glimpses[step], layers.what.weight.t(), out=what)
+        where.copy_(torch.addmm(layers.where.bias, self.locations[step], layers.where.weight.t()))
+        torch.addmm(layers.combine.bias, hidden.relu_(), layers.combine.weight.t(), out=encoded).relu_()
         state = self.states[step + 1]
-        into = self.gates[step] if self.is_lstm else state
-        torch.addmm(self.core_bias, self.core_inputs[step], self.core_all.t(), out=into)
-        if self.is_lstm:
-            opened, forget, new, output = into.chunk(4, 1)
-            into[:, : 2 * state.shape[1]].sigmoid_()
-            new.tanh_()
-            output.sigmoid_()
-            cell = torch.addcmul(forget * self.cells[step], opened, new, out=self.cells[step + 1])
-            state.copy_(output * cell.tanh())
-        else:
-            into.relu_()
+        gates = self.gates[step] if self.is_lstm else state
+        torch.addmm(self.core_bias, self.core_inputs[step], self.core_weight.t(), out=gates)
+        if not self.is_lstm:
+            gates.relu_()
+            return
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)
+        gates[:, : 2 * state.shape[1]].sigmoid_()
+        candidate.tanh_()
+        output_gate.sigmoid_()
+        cell = torch.addcmul(forget_gate * self.cells[step], input_gate, candidate, out=self.cells[step + 1])
+        state.copy_(output_gate * cell.tanh())
 
     @torch.no_grad()
     def locate(self) -> Tensor:
         """Mean of the next location, float32 (N, 2), without gradient."""
-        step, seen, self.has_located = self.num_taken - 1, self.states[self.num_taken], True
-        mean = self.location_means[step]
-        if not self.locator_layer:
-            return torch.addmm(self.to_mean_bias, seen.float(), self.to_mean.t(), out=mean)
-        hidden = self.location_hidden[step]
-        weight, bias = self.locator_layer
-        torch.addmm(bias, seen, weight.t(), out=hidden).relu_()
-        return torch.addmm(self.to_mean_bias, hidden.float(), self.to_mean.t(), out=mean).tanh_()
+        step, state, layers = self.num_taken - 1, self.states[self.num_taken], self.layers
+        self.has_located = True
+        mean, (weight, bias) = self.location_means[step], layers.locator_mean
+        if layers.locator_hidden is None:
+            return torch.addmm(bias, state.float(), weight.t(), out=mean)
+        hidden = self.locator_hidden[step]
+        torch.addmm(layers.locator_hidden.bias, state, layers.locator_hidden.weight.t(), out=hidden).relu_()
+        return torch.addmm(bias, hidden.float(), weight.t(), out=mean).tanh_()
 
     def outputs(self) -> Outputs:
-        """What the losses read; the means are those of `locate`, where it was asked after each glimpse but the last."""
+        """What the losses read; the means are those of `locate`, if it was asked after each glimpse but the last."""
         before, last, means = cast(tuple[Tensor, Tensor, Tensor], _Outputs.apply(self, *self.parameters))
         return Outputs(before, last, means if self.has_located else self.model.locate(before))
 
-    def gradients(self, of_before: Tensor | None, of_last: Tensor, of_means: Tensor | None) -> list[Tensor | None]:
-        """The gradients of the weights, float32, from those of `outputs()`; None is zero."""
-        locator, into_before = self._through_locator(of_means)
-        if into_before is not None:
-            of_before = into_before if of_before is None else of_before + into_before
-        into_core = self._through_lstm(of_before, of_last) if self.is_lstm else self._through_rnn(of_before, of_last)
-        into_core = into_core.flatten(0, 1)  # (T * N, size or 4 * size), of what the core's activation is applied to
-        core_inputs = self.core_inputs[:-1].flatten(0, 1)
-        encoded, what_where = core_inputs[:, : self.encoded.shape[2]], self.what_where.flatten(0, 1)
-        core = _product(into_core, core_inputs)
-        core_in, core = core[:, : encoded.shape[1]], core[:, encoded.shape[1] :]
-        core_bias = self._total(into_core)
-        into_encoded = torch.ops.aten.threshold_backward(into_core @ self.core_in, encoded, 0)
-        into_hidden = torch.ops.aten.threshold_backward(into_encoded @ self.combine, what_where, 0)
-        into_what, into_where = into_hidden[:, : self.middle], into_hidden[:, self.middle :].float()
-        into_biases = self._total(into_hidden)
-        return [
-            _product(into_what, self.glimpses.flatten(0, 1)),
-            into_biases[: self.middle],
-            (self.locations.flatten(0, 1).t() @ into_where).t(),
-            into_biases[self.middle :],
-            _product(into_encoded, what_where),
-            self._total(into_encoded),
-            *(core_in, core_bias, core, core_bias),
-            *locator,
-        ]
+    def gradients(
+        self, before_grad: Tensor | None, last_grad: Tensor, means_grad: Tensor | None
+    ) -> list[Tensor | None]:
+        """The gradients of `parameters`, float32, from those of `outputs()`; None is zero."""
+        gradients, locator_grad = self._back_through_locator(means_grad)
+        if locator_grad is not None:
+            before_grad = locator_grad if before_grad is None else before_grad + locator_grad
+        back_through_core = self._back_through_lstm if self.is_lstm else self._back_through_rnn
+        gates_grad = back_through_core(before_grad, last_grad).flatten(0, 1)  # (T * N, G)
+        core_inputs, hidden = self.core_inputs[:-1].flatten(0, 1), self.encoder_hidden.flatten(0, 1)
+        encoded = core_inputs[:, : self.encoded.shape[2]]
+        core = _weight_gradient(gates_grad, core_inputs)
+        core_bias = self._bias_gradient(gates_grad)
+        gradients["core_input"] = Layer(core[:, : encoded.shape[1]], core_bias)
+        gradients["core_state"] = Layer(core[:, encoded.shape[1] :], core_bias)
+        encoded_grad = _back_through_relu(gates_grad @ self.layers.core_input.weight, encoded)
+        gradients["combine"] = Layer(_weight_gradient(encoded_grad, hidden), self._bias_gradient(encoded_grad))
+        hidden_grad = _back_through_relu(encoded_grad @ self.layers.combine.weight, hidden)
+        what_grad, where_grad = hidden_grad[:, : self.num_what], hidden_grad[:, self.num_what :].float()
+        biases = self._bias_gradient(hidden_grad)
+        what = _weight_gradient(what_grad, self.glimpses.flatten(0, 1))
+        where = (self.locations.flatten(0, 1).t() @ where_grad).t()
+        gradients["what"] = Layer(what, biases[: self.num_what])
+        gradients["where"] = Layer(where, biases[self.num_what :])
+        names = [name for name, layer in zip(Layers._fields, self.layers, strict=True) if layer is not None]
+        return [gradient for name in names for gradient in gradients.get(name, (None, None))]
 
-    def _total(self, rows: Tensor) -> Tensor:
-        """A bias's gradient from those of what it is added to, (steps * N, O): float32 (O,).
+    def _bias_gradient(self, outputs_grad: Tensor) -> Tensor:
+        """A bias's gradient from those of its layer's outputs, (steps * N, O): float32 (O,).
 
         Each glimpse's sum is rounded to the network's precision, as products are, and these are summed in float32:
         PyTorch would convert all of a bfloat16 tensor on a CPU before it sums that in float32.
         """
-        return rows.unflatten(0, (-1, self.glimpses.shape[1])).sum(1).sum(0, dtype=torch.float32)
+        return outputs_grad.unflatten(0, (-1, self.glimpses.shape[1])).sum(1).sum(0, dtype=torch.float32)
 
-    def _through_locator(self, of_means: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
-        """The gradients of the location network's weights, and of the core's states before it."""
-        if of_means is None or not self.has_located:
-            return [None] * (len(self.locator_layer) + 2), None
-        seen = self.states[1:-1].flatten(0, 1)
-        into_core = self.model.config.locator_gradient_into_core
-        if not self.locator_layer:
-            into = of_means.flatten(0, 1)
-            found: list[Tensor | None] = [into.t() @ seen.float(), into.sum(0)]
-            into_before = into @ self.to_mean if into_core else None
+    def _back_through_locator(self, means_grad: Tensor | None) -> tuple[dict[str, Layer], Tensor | None]:
+        """The gradients of the location network's layers, and, if it may train the core, of `Outputs.before`."""
+        if means_grad is None or not self.has_located:
+            return {}, None
+        states = self.states[1:-1].flatten(0, 1)  # ((T - 1) * N, H)
+        weight, hidden_layer = self.layers.locator_mean.weight, self.layers.locator_hidden
+        if hidden_layer is None:
+            outputs_grad = means_grad.flatten(0, 1)
+            gradients = {"locator_mean": Layer(outputs_grad.t() @ states.float(), outputs_grad.sum(0))}
         else:
-            into = (of_means * (1 - self.location_means * self.location_means)).flatten(0, 1)
-            hidden = self.location_hidden.flatten(0, 1)
-            into_hidden = torch.ops.aten.threshold_backward((into @ self.to_mean).to(hidden.dtype), hidden, 0)
-            found = [_product(into_hidden, seen), self._total(into_hidden)]
-            found += [into.t() @ hidden.float(), into.sum(0)]
-            into_before = into_hidden @ self.locator_layer[0] if into_core else None
-        return found, None if into_before is None else into_before.float().unflatten(0, of_means.shape[:2])
+            outputs_grad = (means_grad * (1 - self.location_means * self.location_means)).flatten(0, 1)  # of the tanh
+            hidden = self.locator_hidden.flatten(0, 1)
+            gradients = {"locator_mean": Layer(outputs_grad.t() @ hidden.float(), outputs_grad.sum(0))}
+            outputs_grad = _back_through_relu((outputs_grad @ weight).to(hidden.dtype), hidden)
+            gradients["locator_hidden"] = Layer(
+                _weight_gradient(outputs_grad, states), self._bias_gradient(outputs_grad)
+            )
+            weight = hidden_layer.weight
+        if not self.model.config.locator_gradient_into_core:
+            return gradients, None
+        return gradients, (outputs_grad @ weight).float().unflatten(0, means_grad.shape[:2])
 
-    def _through_rnn(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
-        """The gradient of what each ReLU of the core is applied to, (T, N, size)."""
-        of_before = None if of_before is None else of_before.to(self.core.dtype)
-        into_core = self.core.new_empty(self.num_taken, *of_last.shape)
-        total = of_last.to(self.core.dtype)
+    def _back_through_rnn(self, before_grad: Tensor | None, last_grad: Tensor) -> Tensor:
+        """The gradient of what each ReLU of the core is applied to, (T, N, H)."""
+        weight = self.layers.core_state.weight
+        before_grad = None if before_grad is None else before_grad.to(weight.dtype)
+        gates_grad = weight.new_empty(self.num_taken, *last_grad.shape)
+        state_grad = last_grad.to(weight.dtype)
         for step in reversed(range(self.num_taken)):
-            into = into_core[step]
-            torch.ops.aten.threshold_backward.grad_input(total, self.states[step + 1], 0, grad_input=into)
-            if step:
-                total = into @ self.core if of_before is None else torch.addmm(of_before[step - 1], into, self.core)
-        return into_core
+            gate_grad = gates_grad[step]
+            torch.ops.aten.threshold_backward.grad_input(state_grad, self.states[step + 1], 0, grad_input=gate_grad)
+            if not step:
+                break
+            if before_grad is None:
+                state_grad = gate_grad @ weight
+            else:
+                state_grad = torch.addmm(before_grad[step - 1], gate_grad, weight)
+        return gates_grad
 
-    def _through_lstm(self, of_before: Tensor | None, of_last: Tensor) -> Tensor:
-        """The gradient of what each gate of the core is applied to, (T, N, 4 * size)."""
-        into_core = torch.empty_like(self.gates)
-        total, of_cell = of_last, torch.zeros_like(self.cells[0])
+    def _back_through_lstm(self, before_grad: Tensor | None, last_grad: Tensor) -> Tensor:
+        """The gradient of what each gate of the core is applied to, (T, N, 4 * H)."""
+        gates_grad = torch.empty_like(self.gates)
+        state_grad, cell_grad = last_grad, torch.zeros_like(self.cells[0])
         for step in reversed(range(self.num_taken)):
-            opened, forget, new, output = self.gates[step].float().chunk(4, 1)
+            input_gate, forget_gate, candidate, output_gate = self.gates[step].float().chunk(4, 1)
             squashed = self.cells[step + 1].tanh()
-            of_cell = of_cell + total * output * (1 - squashed * squashed)
-            parts = into_core[step].chunk(4, 1)
-            parts[0].copy_(of_cell * new * opened * (1 - opened))
-            parts[1].copy_(of_cell * self.cells[step] * forget * (1 - forget))
-            parts[2].copy_(of_cell * opened * (1 - new * new))
-            parts[3].copy_(total * squashed * output * (1 - output))
-            of_cell = of_cell * forget
+            cell_grad = cell_grad + state_grad * output_gate * (1 - squashed * squashed)
+            input_grad, forget_grad, candidate_grad, output_grad = gates_grad[step].chunk(4, 1)
+            input_grad.copy_(cell_grad * candidate * input_gate * (1 - input_gate))
+            forget_grad.copy_(cell_grad * self.cells[step] * forget_gate * (1 - forget_gate))
+            candidate_grad.copy_(cell_grad * input_gate * (1 - candidate * candidate))
+            output_grad.copy_(state_grad * squashed * output_gate * (1 - output_gate))
+            cell_grad = cell_grad * forget_gate
             if step:
-                total = (into_core[step] @ self.core).float()
-                total = total if of_before is None else total + of_before[step - 1]
-        return into_core
+                state_grad = (gates_grad[step] @ self.layers.core_state.weight).float()
+                state_grad = state_grad if before_grad is None else state_grad + before_grad[step - 1]
+        return gates_grad
 
 
 def unroll(model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int) -> Recorded | Unrolled:
@@ -244,9 +287,22 @@ def unroll(model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int)
     return Unrolled(model, num_episodes, num_glimpses)
 
 
-def _product(outputs: Tensor, inputs: Tensor) -> Tensor:
-    """A weight's gradient from those of a linear layer's outputs (M, O) and its inputs (M, I): float32 (O, I)."""
-    return (outputs.t() @ inputs).float()
+def _parameters(linear: nn.Module) -> Layer:
+    return Layer(linear.get_parameter("weight"), linear.get_parameter("bias"))
+
+
+def _detached(layer: Layer, dtype: torch.dtype) -> Layer:
+    return Layer(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
+
+
+def _back_through_relu(outputs_grad: Tensor, outputs: Tensor) -> Tensor:
+    """The gradient of what a ReLU is applied to, from that of its outputs."""
+    return torch.ops.aten.threshold_backward(outputs_grad, outputs, 0)
+
+
+def _weight_gradient(outputs_grad: Tensor, inputs: Tensor) -> Tensor:
+    """A weight's gradient from those of its layer's outputs, (M, O), and its inputs, (M, I): float32 (O, I)."""
+    return (outputs_grad.t() @ inputs).float()
 
 
 class _Outputs(torch.autograd.Function):
@@ -263,9 +319,9 @@ class _Outputs(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, of_before: Tensor | None, of_last: Tensor | None, of_means: Tensor | None
+        ctx: Any, before_grad: Tensor | None, last_grad: Tensor | None, means_grad: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         unrolled: Unrolled = ctx.unrolled
-        if of_last is None:
-            of_last = unrolled.where.new_zeros(unrolled.states.shape[1:])
-        return (None, *unrolled.gradients(of_before, of_last, of_means))
+        if last_grad is None:
+            last_grad = torch.zeros_like(unrolled.states[-1], dtype=torch.float32)
+        return (None, *unrolled.gradients(before_grad, last_grad, means_grad))
