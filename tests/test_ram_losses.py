@@ -184,7 +184,7 @@ MODULES = {
 @pytest.mark.parametrize("core", ["rnn", "lstm"])
 @pytest.mark.parametrize("into_core", [False, True])
 def test_where_gradients_stop_in_the_network(small_images: tuple, core: str, into_core: bool) -> None:
-    """The diagram of docs/gradients.md: each term trains these parts and no other."""
+    """The table of docs/algorithm.md: each term trains these parts and no other."""
     model, rollout = played(small_images, core=core, locator_gradient_into_core=into_core, early_weight=0.5)
     losses = rollout_losses(rollout, STD, 1, use_leave_one_out=False)
     for term, expected in MODULES.items():

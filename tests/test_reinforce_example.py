@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,3 +168,12 @@ def test_it_learns_the_digits(capsys: Any) -> None:
     assert error < 60  # chance is 90
     assert shown.out.startswith(f"RamGym/Digits-v0, seed 0: test error {error:.2f}%")
     assert "100%, 0 s left" in shown.err
+
+
+def test_the_documentation_shows_the_examples_own_lines() -> None:
+    root = Path(__file__).parents[1]
+    source = (root / "examples" / "reinforce.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "algorithm.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert textwrap.indent(block, "    ") in source
