@@ -1,9 +1,9 @@
-"""Train agents on glimpse tasks, measure them, compare them on the same scenes, and watch them."""
+"""Train agents on glimpse tasks, evaluate them, compare them on the same scenes, and watch them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import json as json_text
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ class TrainRam:
 
     The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
     a folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume
-    RUN` (alone, or with --data-root) goes on with a run that was stopped, to the same numbers. With --epochs it goes on
+    RUN` (alone, or with --data-root) continues a stopped run; it resumes bit-exactly. With --epochs it goes on
     longer, if its schedules are constant; `--like RUN --init RUN` trains on from its best weights.
     """
 
@@ -45,7 +45,7 @@ class TrainRam:
     out: Path | None = None
     """Folder to write the run to; default: runs/ram-TASK-SEED."""
     like: Path | None = None
-    """Run folder, or pretrained:NAME, that the options default to instead of the task's preset."""
+    """Run folder, or pretrained:NAME, whose options are the defaults instead of the task's preset."""
     init: Path | None = None
     """Run folder, or pretrained:NAME, whose best weights training begins with instead of random ones."""
 
@@ -93,13 +93,13 @@ def evaluate_run(
     device: str = "cpu",
     json: bool = False,
 ) -> None:
-    """Measure a trained run on fixed scenes, and add what was found to its results.json (not to a pretrained one's).
+    """Evaluate a trained run on fixed scenes, and add the result to its results.json (not to a pretrained run's).
 
     Args:
         run: The run's folder, or pretrained:NAME.
-        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
-        split: The test split, or the one the best checkpoint was chosen on.
-        data_root: Folder with the datasets, if it is not where the run was trained.
+        protocol: One rollout a scene, or log-probabilities averaged over 10 rollouts from different first locations.
+        split: The test split, or the validation split, on which the best checkpoint was chosen.
+        data_root: Folder with the datasets; default: the one that the run was trained with.
         device: PyTorch device, "cpu" or "cuda".
         json: Print a JSON object and nothing else.
     """
@@ -107,14 +107,14 @@ def evaluate_run(
     env = make_env(trained.config.env_config.replace(split=split), device)
     policy = trained.make_policy(env, None, str(run))
     evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
-    found = {**evaluation.to_dict(), "epoch": trained.epoch}
+    result = {**evaluation.to_dict(), "epoch": trained.epoch}
     if not str(run).startswith(PRETRAINED):
         try:
-            find_run(run).add_result(f"{split} {protocol}", found)
+            find_run(run).add_result(f"{split} {protocol}", result)
         except (OSError, ValueError) as error:
             say(f"not written to results.json: {error}")
     if json:
-        _print_json(found)
+        print(json_text.dumps(result))
         return
     low, high = evaluation.interval_percent
     print(
@@ -133,16 +133,16 @@ def watch(
     data_root: str | None = None,
     milliseconds: int = 450,
 ) -> None:
-    """Draw a run's episodes as a GIF: the canvas, where it looks, what it sees, what it answers.
+    """Draw a run's episodes as a GIF: canvas, locations, glimpses and answers.
 
     Args:
         run: The run's folder, or pretrained:NAME.
         gif: File to write.
-        episodes: How many scenes, one after the other.
-        first: Index of the first one in the split.
-        split: Which split's scenes.
-        data_root: Folder with the datasets, if it is not where the run was trained.
-        milliseconds: How long each look is shown.
+        episodes: Number of scenes, shown one after the other.
+        first: Index of the first scene in the split.
+        split: Split of the scenes.
+        data_root: Folder with the datasets; default: the one that the run was trained with.
+        milliseconds: Time that each glimpse is shown for.
     """
     trained = load_run(find_run(run), "cpu", data_root)
     env = make_env(trained.config.env_config.replace(split=split), "cpu", max(episodes, 1))
@@ -162,24 +162,24 @@ def watch(
             action.pop("log_probabilities")
             observation, _, _, _, _ = env.step(action)
             frames.append(env.render())
-    # The answer stays on the screen for two frames more.
+    # The answer is shown for two more frames.
     order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
     save_gif(order, gif, milliseconds, milliseconds)
     print(printable(f"{gif}: {episodes} episode{'s' if episodes > 1 else ''}"))
 
 
 def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:
-    """Copy a run's configuration, best weights and results to pretrained/, where pretrained:NAME finds them.
+    """Copy a run's configuration, best weights and results to pretrained/, for use as pretrained:NAME.
 
     Args:
         run: The run's folder.
-        name: Name to publish it under.
+        name: NAME of the copy.
     """
     print(publish(find_run(run), name))
 
 
 def train_ppo_lstm(arguments: list[str]) -> None:
-    """Train Stable-Baselines3's RecurrentPPO, by reinforcement learning alone."""
+    """Train Stable-Baselines3's RecurrentPPO, on rewards alone."""
     from .sb3.command import train_sb3
 
     train_sb3("ppo-lstm", arguments)
@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> None:
     """Runs one command.
 
     Raises:
-        SystemExit: 2 for wrong arguments and other errors, 130 after an interrupt, 141 where nobody reads the output.
+        SystemExit: 2 for wrong arguments and other errors, 130 after an interrupt, 141 if the output is a closed pipe.
     """
     with command_ending():
         if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
@@ -233,7 +233,3 @@ def _choose(commands: dict[str, Any], prog: str, description: str, arguments: li
 
 def _train() -> None:
     """Train an agent; `train --help` lists them."""
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value))

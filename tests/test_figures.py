@@ -195,7 +195,7 @@ def test_runs_get_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
     assert list(name_runs(seeds[:2])) == ["preset", "wide"]
     assert list(name_runs(seeds[1:])) == ["wide-seed-0", "wide-seed-1"]
     assert list(name_runs(seeds[:1])) == ["preset-seed-0"]
-    with pytest.raises(ValueError, match="named once each"):
+    with pytest.raises(ValueError, match="given once"):
         name_runs([folders[0], folders[0]])
     with pytest.raises(RunError, match="holds no run"):
         name_runs([RunFolder(tmp_path)])

@@ -256,8 +256,8 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, monkeypatch: pytest
     assert "is a run of 'cnn', not of 'mlp'" in refusal("train", "mlp", "--resume", str(run))
     assert "task must be one of" in refusal("train", "mlp", "--task", "imagenet")
     assert "channels must be" in refusal("train", "cnn", "--task", "digits", "--channels", *["4"] * 6)
-    assert "named once each" in refusal("compare", str(run), str(run))
-    assert "sees all at once" in refusal("compare", str(run), "random")
+    assert "given once" in refusal("compare", str(run), str(run))
+    assert "sees the whole canvas" in refusal("compare", str(run), "random")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one process" in refusal("train", "cnn", "--task", "digits")
 

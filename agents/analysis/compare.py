@@ -1,4 +1,4 @@
-"""`python -m agents compare`: run folders and scripted policies on the same scenes."""
+"""`python -m agents compare`: trained and scripted policies on the same scenes."""
 
 from __future__ import annotations
 
@@ -39,50 +39,51 @@ def compare_policies(
     markdown: Path | None = None,
     csv: Path | None = None,
 ) -> None:
-    """Compare policies on the very same scenes; differences are to the first one named, or to --reference.
+    """Compare policies on the same scenes, with differences to the first policy or to --reference.
 
-    random, centre, scan and oracle look where their name says (oracle: at the digit) and leave the answer to the
-    network of the first run named on the task that looks. That network was not trained for such looks: for a fair
-    control train one, `python -m agents train ram --locator random`, and name its folder. Without a run they guess.
+    random, centre, scan and oracle are scripted: they look at random locations, at the canvas's centre, along a fixed
+    path, or at the digit. The network of the task's first run that takes glimpses answers for them, though it was not
+    trained on such glimpses. For a fair control train one on them, `python -m agents train ram --locator random`, and
+    compare that run. If no run is given, they guess.
 
     Args:
         policies: Run folders, pretrained:NAME, and any of random, centre, scan, oracle.
-        task: Task to compare on, may be given several times; default: that of the first run. A run plays its own task,
-            the others play all.
-        reference: The policy, as named here, that differences are to; default: the first on each task.
-        protocol: One rollout a scene, or log-probabilities averaged over 10 that begin at different places.
-        split: The test split, or the one checkpoints were chosen on.
-        data_root: Folder with the datasets, if it is not where the runs were trained.
+        task: Task to compare on; may be given several times; default: the task of the first run. Runs play their own
+            task, scripted policies all.
+        reference: One of the policies, that the others are compared with; default: the first of each task.
+        protocol: One rollout a scene, or log-probabilities averaged over 10 rollouts from different first locations.
+        split: The test split, or the validation split, on which checkpoints were chosen.
+        data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
         json: Print a JSON array and nothing else.
-        report: HTML file to write: tables, plots, and episodes side by side. It needs no other file.
+        report: Self-contained HTML file to write: tables, plots, and episodes side by side.
         markdown: Markdown file to write the tables to.
-        csv: CSV file to write, one line a policy and task.
+        csv: CSV file to write: one line for each policy and task.
     """
     if not policies:
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
     if reference is not None and reference not in policies:
         raise ValueError(f"--reference must be one of the policies, {', '.join(policies)}, got {reference!r}")
     if len(set(policies)) < len(policies):
-        raise ValueError(f"policies must be named once each, got {', '.join(policies)}")
+        raise ValueError(f"policies must be given once, got {', '.join(policies)}")
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     tasks = task or tuple(run.config.task for run in runs.values())[:1]
     if not tasks:
-        raise ValueError("--task must be given where no run folder is named")
+        raise ValueError("--task must be given if no run is")
     _refuse_other_tasks(runs, tasks)
-    # All that may be refused is, before anything is played.
-    own_runs = {each: {name: run for name, run in runs.items() if run.config.task == each} for each in tasks}
+    # Whatever can be refused is refused before anything is played.
+    own_runs = {name: {key: run for key, run in runs.items() if run.config.task == name} for name in tasks}
     scripts = [name for name in policies if name not in runs]
-    lenders = {each: _find_lender(each, own, scripts) for each, own in own_runs.items()}
-    settings = {each: get_task(each).config.replace(data_root=data_root) for each in own_runs}
-    settings |= {each: next(iter(own.values())).config.env_config for each, own in own_runs.items() if own}
+    lenders = {name: _find_lender(name, own, scripts) for name, own in own_runs.items()}
+    env_configs = {name: get_task(name).config.replace(data_root=data_root) for name in own_runs}
+    env_configs |= {name: next(iter(own.values())).config.env_config for name, own in own_runs.items() if own}
     played: list[tuple[str, Evaluation]] = []
     for task_name, own in own_runs.items():
         lender = lenders[task_name]
         for name in policies:
             if name in runs and name not in own:
                 continue
-            env = make_env(settings[task_name].replace(split=split), device)
+            env = make_env(env_configs[task_name].replace(split=split), device)
             policy: Policy
             if name in own:
                 policy = own[name].make_policy(env, None, name)
@@ -94,8 +95,8 @@ def compare_policies(
     evaluations = [evaluation for _, evaluation in played]
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
     is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
-    note = f"{BORROWED} looks as named; the network of the first run that looks, not trained for such looks, answers"
-    described = {name: describe_environment(name, settings[name]) for name in own_runs}
+    note = f"{BORROWED} looks as named; the first run's network, not trained on such glimpses, answers"
+    described = {name: describe_environment(name, env_configs[name]) for name in own_runs}
     table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "", described)
     for path, text in ((markdown, table.to_markdown()), (csv, table.to_csv())):
         if path is not None:
@@ -107,7 +108,7 @@ def compare_policies(
         options += [("--data-root", data_root)] if data_root else []
         words = ["python", "-m", "agents", "compare", *policies, *(word for option in options for word in option)]
         write_report(report, table, command=shlex.join(words))
-    # After the files, so that they are complete whoever reads this, `head` for instance.
+    # After the files, so that they are complete even if the reader of this output is `head`.
     if json:
         print(table.to_json())
     else:
@@ -127,12 +128,12 @@ def evaluate_with_progress(policy: Policy, env: GlimpseVectorEnv, task: str, pro
 
 
 def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> None:
-    """Raises ValueError for a run of none of the tasks, or of another setting than the first run of its task."""
+    """Raises ValueError for a run of another task, or of another environment than the first run of its task."""
     first: dict[str, TrainConfig] = {}
     for name, run in runs.items():
-        there = first.setdefault(run.config.task, run.config)
-        # Where the files lie does not matter, only what they show.
-        ours, theirs = (config.env_config.replace(data_root=None) for config in (run.config, there))
+        expected = first.setdefault(run.config.task, run.config)
+        # The folder of the data does not matter.
+        ours, theirs = (config.env_config.replace(data_root=None) for config in (run.config, expected))
         if run.config.task not in tasks or ours != theirs:
             wanted = describe_environment(run.config.task, theirs) if run.config.task in tasks else ", ".join(tasks)
             own = describe_environment(run.config.task, ours)
@@ -140,22 +141,22 @@ def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> No
 
 
 def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) -> TrainedRun | None:
-    """The run on a task whose network answers for the scripted policies; None: there is no run, so that they guess.
+    """The run on a task whose network answers for the scripted policies; None without a run: they guess.
 
     Raises:
-        ValueError: the task's runs all see the whole canvas, and there are scripted policies.
+        ValueError: there are scripted policies, and all of the task's runs see the whole canvas.
     """
     lender = next((run for run in own.values() if run.looks), None)
     if own and scripts and lender is None:
         raise ValueError(
-            f"{', '.join(scripts)} need a network that looks, and {', '.join(own)} sees all at once: "
-            f"name a run of another agent on {task} too"
+            f"{', '.join(scripts)} need a network that takes glimpses, and {', '.join(own)} sees the whole canvas: "
+            f"add a run of another agent on {task}"
         )
     return lender
 
 
 def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """Folders' names without the path, where that leaves no two alike."""
+    """Names of run folders without their path, unless two would be the same."""
     names = dict.fromkeys(evaluation.policy for evaluation in evaluations)
     short = {name: Path(name).name or name for name in names}  # "." has no name
     return short if len(set(short.values())) == len(names) else {}

@@ -1,4 +1,4 @@
-"""`python -m agents figures`: learning curves, glimpses, their paths and mistakes of runs, as PNG files for a page."""
+"""`python -m agents figures`: learning curves, glimpses, paths and mistakes of runs, as PNG files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COLUMNS, MAX_SCENES = 4, 24
 WEIGHTS = ("best.safetensors", "best_model.zip")
 _RIGHT, _WRONG, _GREY = "#00734f", "#c22f00", "#777777"
-_BRIGHTNESS = 0.6  # of canvases, so that white lines are seen on white digits
+_BRIGHTNESS = 0.6  # of canvases, so that white lines show on white digits
 
 
 def draw_figures(
@@ -39,19 +39,19 @@ def draw_figures(
     data_root: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """Draw learning curves of runs and, of each that has weights, where it looks and what it mistakes for what.
+    """Draw the learning curves of runs and, if they have weights, their paths of glimpses and their mistakes.
 
     Writes learning-curves.png (validation error against training scenes, from metrics.jsonl), glimpses.png (error and
     distance from the digit, glimpse by glimpse), NAME-paths.png (the first scenes of the split with the path of
-    glimpses) and NAME-mistakes.png (wrong answers, the surest first). Scenes are fixed, so the same run gives the same
-    figures.
+    glimpses) and NAME-mistakes.png (wrong answers, the most confident first). Scenes are fixed, so the same run gives
+    the same figures.
 
     Args:
-        runs: Run folders or pretrained:NAME. Without weights a run is in the first two alone, and in the second by what
-            `evaluate` found on the split.
+        runs: Run folders or pretrained:NAME. A run without weights is only in the first two figures; the second takes
+            its results of `evaluate` on the split.
         out: Folder to write to.
-        split: Which split's scenes to show; the test split, or the one checkpoints were chosen on.
-        data_root: Folder with the datasets, if it is not where the runs were trained.
+        split: Split of the scenes to show: the test split, or the validation split, on which checkpoints were chosen.
+        data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
     """
     folders = name_runs([find_run(name) for name in runs])
@@ -64,9 +64,9 @@ def draw_figures(
     for name, folder in folders.items():
         if not any((folder.path / file).is_file() for file in WEIGHTS):
             say(f"{name}: no weights, so its paths and mistakes are not drawn")
-            found = folder.read_json("results.json", {}).get(f"{split} single", {})
-            if "distance_by_glimpse_pixels" in found:
-                glimpses[name] = Glimpses(found["accuracy_by_glimpse_percent"], found["distance_by_glimpse_pixels"])
+            stored = folder.read_json("results.json", {}).get(f"{split} single", {})
+            if "distance_by_glimpse_pixels" in stored:
+                glimpses[name] = Glimpses(stored["accuracy_by_glimpse_percent"], stored["distance_by_glimpse_pixels"])
             continue
         played = play(folder, name, split, data_root, device)
         if played.looks:
@@ -77,25 +77,25 @@ def draw_figures(
             title = f"{name}: scenes {index[0]} to {index[-1]}"
             _save(draw_scenes(played, index, title), out / f"{name}-paths.png")
         else:
-            say(f"{name}: sees all at once, so there are no paths to draw")
+            say(f"{name}: sees the whole canvas, so there are no paths to draw")
         wrong = mistakes(played)
         if not len(wrong):
             say(f"{name}: no mistakes to draw")
             continue
-        count = f"{min(MAX_SCENES, len(wrong))} of {len(wrong):,} mistakes, the surest first"
+        count = f"{min(MAX_SCENES, len(wrong))} of {len(wrong):,} mistakes, the most confident first"
         _save(draw_scenes(played, wrong[:MAX_SCENES], f"{name}: {count}"), out / f"{name}-mistakes.png")
     if glimpses:
         _save(draw_glimpses(glimpses), out / "glimpses.png", num_colours=None)
 
 
 def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
-    """Runs by short names that files can have: their folders' names, with those above where that leaves two alike.
+    """Runs by short names, for files: their folders' names, with parent folders' if two would be the same.
 
     What all paths end with is left out, so that runs of one seed are named by what they differ in.
 
     Raises:
-        ValueError: there is none, or one is named twice.
-        RunError: one of the folders holds no run.
+        ValueError: no run is given, or one is given twice.
+        RunError: a folder holds no run.
     """
     for folder in folders:
         folder.read_about()
@@ -103,30 +103,30 @@ def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
     if not paths:
         raise ValueError("runs must name run folders or pretrained:NAME, got none")
     if len(set(paths)) < len(paths):
-        raise ValueError(f"runs must be named once each, got {', '.join(str(folder.path) for folder in folders)}")
+        raise ValueError(f"runs must be given once, got {', '.join(str(folder.path) for folder in folders)}")
     parts = [path.parts[1:] for path in paths]
-    while len(parts) > 1 and len({each[-1] for each in parts}) == 1:
-        parts = [each[:-1] for each in parts]
-    depth, names = 1, [each[-1] for each in parts]
+    while len(parts) > 1 and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    depth, names = 1, [path[-1] for path in parts]
     while len(set(names)) < len(paths) or any(re.fullmatch(r"seed-\d+", name) for name in names):
         depth += 1
-        names = ["-".join(each[-depth:]) for each in parts]
+        names = ["-".join(path[-depth:]) for path in parts]
     return dict(zip(names, folders, strict=True))
 
 
 class Played(NamedTuple):
-    """What a run did on a split."""
+    """A run's episodes on a split."""
 
     evaluation: Evaluation
     probabilities: Tensor
-    """float32 (episodes, L), of each label, after the last glimpse."""
+    """float32 (episodes, L): probability of each label after the last glimpse."""
     looks: bool
-    """Whether it answers from glimpses."""
+    """Whether the run takes glimpses; otherwise it sees the whole canvas."""
     device: str
 
 
 class _Recorder:
-    """A policy that keeps the probabilities it gave the labels at the last step of each batch."""
+    """A policy that keeps its probabilities of the labels at the last step of each batch."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name = policy, policy.name
@@ -134,7 +134,7 @@ class _Recorder:
         self.batches: list[Tensor] = []
 
     def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
-        # The policy's own memory is wrapped: None, which is the beginning of a batch, may be a memory of its as well.
+        # The policy's own state is wrapped, since it may be None, which here means the beginning of a batch.
         if state is None:
             self.batches.append(torch.empty(0))
         action, memory = self.policy.act(observation, None if state is None else state[0])
@@ -147,14 +147,14 @@ def play(folder: RunFolder, name: str, split: Split, data_root: str | None = Non
 
     Args:
         folder: the run, with weights.
-        name: what to call it.
-        split: the scenes.
-        data_root: folder with the datasets, where it is not the run's.
-        device: where to play.
+        name: the policy's name.
+        split: the split of the scenes.
+        data_root: folder with the datasets; None: the run's own.
+        device: PyTorch device to play on.
 
     Raises:
         RunError: the run is damaged.
-        ValueError: the dataset is not there, or the device cannot be used.
+        ValueError: the dataset is missing, or the device cannot be used.
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
     """
     run = load_run(folder, device, data_root)
@@ -166,20 +166,20 @@ def play(folder: RunFolder, name: str, split: Split, data_root: str | None = Non
 
 
 def mistakes(played: Played) -> Tensor:
-    """The scenes that got a wrong answer, the surest answer first: int64 (errors,)."""
+    """Indices of the scenes with a wrong answer, the most confident first: int64 (errors,)."""
     wrong = (~played.evaluation.is_right).nonzero().squeeze(1)
-    return wrong[_sureness(played)[wrong].argsort(descending=True, stable=True)]
+    return wrong[_confidence(played)[wrong].argsort(descending=True, stable=True)]
 
 
 def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
-    """A sheet of scenes: canvas, path of glimpses with the finest patches' squares, right label and answer.
+    """A sheet of scenes: canvas, path of glimpses with the squares of the finest patches, right label and answer.
 
-    Beside each canvas stands what the path hides, the digit's part of it, enlarged.
+    Beside each canvas is its part around the digit, enlarged and without the path.
 
     Args:
-        played: what the run did.
-        index: int64 (n,), n at least 1, which scenes.
-        title: what they are.
+        played: the run's episodes.
+        index: int64 (n,), n at least 1: which scenes.
+        title: title of the sheet.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -191,7 +191,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     height, width = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images.shape[2:]
     centres = (env.digit_locations.cpu().numpy() + 1) * (env_config.canvas_size / 2)  # (n, 2), in pixels
     corners = (centres - (width / 2, height / 2)).round().astype(int)
-    sureness = _sureness(played)
+    confidence = _confidence(played)
     rows = -(-len(index) // COLUMNS)
     task = describe_environment(evaluation.task, env_config)
     where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
@@ -208,7 +208,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
             _draw_scene(axes, canvas, path, env_config)
             colour = _RIGHT if label == answer else _WRONG
-            axes.set_title(f"{label} → {answer} ({sureness[scene]:.2f})", color=colour, fontsize=9, pad=3)
+            axes.set_title(f"{label} → {answer} ({confidence[scene]:.2f})", color=colour, fontsize=9, pad=3)
             axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=_GREY)
     return figure
 
@@ -241,13 +241,13 @@ def _as_rgb(image: np.ndarray, brightness: float = 1.0) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3)) * brightness / 255
 
 
-def _sureness(played: Played) -> Tensor:
-    """Probability of the answer that was given: float32 (episodes,)."""
+def _confidence(played: Played) -> Tensor:
+    """Probability of the chosen answer: float32 (episodes,)."""
     return played.probabilities.gather(1, played.evaluation.predictions[:, None]).squeeze(1)
 
 
 def _save(figure: Figure, path: Path, num_colours: int | None = 96) -> None:
-    """Writes a PNG file. With few colours one of pictures is half as large and looks the same; not so one of lines."""
+    """Writes a PNG file. Pictures look the same in 96 colours and are half as large; line plots need all colours."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`python -m agents probe`: how the error of trained runs depends on one property of the scenes, without retraining."""
+"""`python -m agents probe`: the error of trained runs against one property of the scenes, without retraining."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ VALUES: dict[str, tuple[Value, ...]] = {
     "position": (0, 25, 50, 75),
     "overlap": (0, 1, 5, 10, 20),
 }
-"""What is tried by default. Of the last two, which sort one set of scenes: the lower ends of the groups."""
+"""Default values of each property; for the properties in `SORTING` the lower ends of the groups."""
 
 SORTING = ("position", "overlap")
-"""Properties by which one set of scenes is sorted; the others change the scenes."""
+"""Properties that sort the scenes into groups; the others change the scenes."""
 
 UNITS = {
     "clutter": "pieces of clutter",
@@ -54,12 +54,12 @@ UNITS = {
 
 
 class Point(NamedTuple):
-    """What one policy reached at one value."""
+    """The evaluation of one policy at one value."""
 
     policy: str
     value: Value
     evaluation: Evaluation | None
-    """None where there are no such scenes."""
+    """None if no scene has the value."""
 
 
 def probe_runs(
@@ -72,7 +72,7 @@ def probe_runs(
     json: bool = False,
     plot: Path | None = None,
 ) -> None:
-    """How the error of trained runs depends on one property of the scenes, without training them for it.
+    """Measure how the error of trained runs depends on one property of the scenes, without retraining.
 
     clutter, canvas, digit, glimpses and composition change the scenes: pieces of clutter, side of the canvas, side that
     the digits are resized to (clutter is cut from the resized digits), number of glimpses, how the digit meets the
@@ -80,42 +80,43 @@ def probe_runs(
     changes.
 
     Args:
-        policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle, which look
-            so with the network of the first run that looks.
+        policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle. For these
+            answers the network of the first run that takes glimpses.
         by: The property.
-        values: Its values; of position and overlap, the lower ends of the groups, the first of them 0. Default: some.
-        split: The test split, or the one checkpoints were chosen on.
-        data_root: Folder with the datasets, if it is not where the runs were trained.
+        values: Its values; for position and overlap the lower ends of the groups, beginning with 0. Every property has
+            default values.
+        split: The test split, or the validation split, on which checkpoints were chosen.
+        data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
-        json: Print one JSON object a line and nothing else.
+        json: Print JSON lines, one object for each policy and value, and nothing else.
         plot: File to draw the curves to, .png, .svg or .pdf.
     """
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"plot must be a file name that ends in .png, .svg or .pdf, got {plot}")
     if len(set(policies)) < len(policies):
-        raise ValueError(f"policies must be named once each, got {', '.join(policies)}")
+        raise ValueError(f"policies must be given once, got {', '.join(policies)}")
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     if not runs:
         raise ValueError("policies must name a run folder or pretrained:NAME, got none")
     scripts = [name for name in policies if name not in runs]
     if scripts and not any(run.looks for run in runs.values()):
-        raise ValueError(f"{', '.join(scripts)} need a run that looks, such as one of `train ram`: name one too")
-    setting = _common_setting(runs).replace(split=split)
+        raise ValueError(f"{', '.join(scripts)} need a run that takes glimpses, such as one of `train ram`: add one")
+    env_config = _common_env_config(runs).replace(split=split)
     values = values or VALUES[by]
     numbers = [value for value in values if isinstance(value, int)]
     if by != "composition" and (list(values) != sorted(set(numbers)) or numbers[0] < 0):
         raise ValueError(f"values must be at least 0 and rise, got {' '.join(map(str, values))}")
     if by in SORTING:
-        points = _sort(policies, runs, setting, by, numbers, device)
+        points = _sort(policies, runs, env_config, by, numbers, device)
     else:
-        points = _vary(policies, runs, setting, by, values, device)
+        points = _vary(policies, runs, env_config, by, values, device)
     if plot is not None:
-        task = describe_environment(next(iter(runs.values())).config.task, setting)
+        task = describe_environment(next(iter(runs.values())).config.task, env_config)
         draw(points, by, values, f"{task}, {split} split, single protocol", plot)
     if json:
         for name, value, evaluation in points:
-            found = {"episodes": 0} if evaluation is None else evaluation.to_dict()
-            print(json_lines.dumps({"by": by, "value": value, **found, "policy": name}))
+            results = {"episodes": 0} if evaluation is None else evaluation.to_dict()
+            print(json_lines.dumps({"by": by, "value": value, **results, "policy": name}))
     else:
         _show(points, by, values)
 
@@ -123,13 +124,15 @@ def probe_runs(
 def _vary(
     policies: Sequence[str],
     runs: dict[str, TrainedRun],
-    setting: GlimpseConfig,
+    env_config: GlimpseConfig,
     by: str,
     values: Sequence[Value],
     device: str,
 ) -> list[Point]:
     points = []
-    envs = [(value, varied_env(setting, by, value, device)) for value in values]  # wrong values err before the work
+    envs = [
+        (value, varied_env(env_config, by, value, device)) for value in values
+    ]  # wrong values are refused before anything is played
     for name in policies:
         for value, env in envs:
             evaluation = _evaluate(name, runs, env, f"{by} {value}")
@@ -137,38 +140,38 @@ def _vary(
     return points
 
 
-def varied_env(setting: GlimpseConfig, by: str, value: Value, device: str) -> GlimpseVectorEnv:
-    """The environment of a setting with one property changed.
+def varied_env(env_config: GlimpseConfig, by: str, value: Value, device: str) -> GlimpseVectorEnv:
+    """An environment with one property changed.
 
     Raises:
-        ValueError: the value is none that the property can have.
+        ValueError: the property cannot have the value.
     """
     if by != "digit":
         field = {"clutter": "num_clutter", "canvas": "canvas_size", "glimpses": "num_glimpses"}.get(by, by)
-        return make_env(setting.replace(**{field: value}), device)
+        return make_env(env_config.replace(**{field: value}), device)
     assert isinstance(value, int)
-    if not setting.clutter_size <= value <= setting.canvas_size:
-        low, high = setting.clutter_size, setting.canvas_size
+    if not env_config.clutter_size <= value <= env_config.canvas_size:
+        low, high = env_config.clutter_size, env_config.canvas_size
         raise ValueError(f"values of digit must lie in {low} (clutter_size) to {high} (canvas_size), got {value}")
-    images, labels, _ = load_dataset(setting.dataset, setting.split, setting.data_root)
+    images, labels, _ = load_dataset(env_config.dataset, env_config.split, env_config.data_root)
     resized = resize(torch.tensor(np.asarray(images)), [value, value], antialias=True).numpy()
     lanes = min(len(resized), EVALUATION_LANES)
     return GlimpseVectorEnv(
-        lanes, setting, dataset=(resized, labels), device=device, output="torch", autoreset_mode="Disabled"
+        lanes, env_config, dataset=(resized, labels), device=device, output="torch", autoreset_mode="Disabled"
     )
 
 
 def _sort(
     policies: Sequence[str],
     runs: dict[str, TrainedRun],
-    setting: GlimpseConfig,
+    env_config: GlimpseConfig,
     by: str,
     values: Sequence[int],
     device: str,
 ) -> list[Point]:
     if values[0] != 0:
         raise ValueError(f"values of {by} must begin with 0, got {values[0]}")
-    env = make_env(setting, device)
+    env = make_env(env_config, device)
     measure = positions(env) if by == "position" else overlaps(env)
     group = torch.bucketize(measure, torch.tensor(values[1:], dtype=measure.dtype), right=True)
     points = []
@@ -182,11 +185,11 @@ def _sort(
 
 def positions(env: GlimpseVectorEnv) -> torch.Tensor:
     """Distance of each scene's digit from the canvas's centre, in percent of the farthest: float32 (num_images,)."""
-    found = []
+    parts = []
     for index in _batches(env):
         env.reset(options={"index": index})
-        found.append(env.digit_locations.norm(dim=-1).cpu())
-    distances = torch.cat(found)[: env.num_images]
+        parts.append(env.digit_locations.norm(dim=-1).cpu())
+    distances = torch.cat(parts)[: env.num_images]
     return 100 * distances / distances.max().clamp(min=1e-9)
 
 
@@ -194,17 +197,17 @@ def overlaps(env: GlimpseVectorEnv) -> torch.Tensor:
     """Share of the pixels of each scene's digit image that clutter changes, in percent: float32 (num_images,)."""
     plain = make_env(env.config.replace(num_clutter=0), str(env.device), env.num_envs)
     side = load_dataset(env.config.dataset, env.config.split, env.config.data_root).images.shape[-1]
-    found = []
+    shares = []
     for index in _batches(env):
-        for each in (env, plain):
-            each.reset(options={"index": index})
+        env.reset(options={"index": index})
+        plain.reset(options={"index": index})
         changed = (env.canvases != plain.canvases).any(1)  # (N, S, S)
         centres = (env.digit_locations + 1) * (env.config.canvas_size / 2)  # (N, 2), in pixels
         pixels = torch.arange(env.config.canvas_size, device=env.device) + 0.5
         inside = (pixels - centres[..., None]).abs() < side / 2  # (N, 2, S), of x and of y
         box = inside[:, 1, :, None] & inside[:, 0, None, :]
-        found.append((100 * (changed & box).sum((1, 2)) / side**2).cpu())
-    return torch.cat(found)[: env.num_images]
+        shares.append((100 * (changed & box).sum((1, 2)) / side**2).cpu())
+    return torch.cat(shares)[: env.num_images]
 
 
 def _batches(env: GlimpseVectorEnv) -> list[torch.Tensor]:
@@ -220,27 +223,27 @@ def _evaluate(name: str, runs: dict[str, TrainedRun], env: GlimpseVectorEnv, tit
     return evaluate_with_progress(policy, env, title, "single")
 
 
-def _common_setting(runs: dict[str, TrainedRun]) -> GlimpseConfig:
+def _common_env_config(runs: dict[str, TrainedRun]) -> GlimpseConfig:
     (first, run), *others = runs.items()
-    setting = run.config.env_config
+    env_config = run.config.env_config
     for name, other in others:
         theirs = other.config.env_config
-        if theirs.replace(data_root=None) != setting.replace(data_root=None):
+        if theirs.replace(data_root=None) != env_config.replace(data_root=None):
             raise ValueError(f"{name} was trained on other scenes than {first}: probe runs of one task together")
-    return setting
+    return env_config
 
 
 def _show(points: list[Point], by: str, values: Sequence[Value]) -> None:
     rows = []
     for name in dict.fromkeys(point.policy for point in points):
         own = [point.evaluation for point in points if point.policy == name]
-        rows.append([name, *("no scenes" if found is None else _cell(found) for found in own)])
+        rows.append([name, *("no scenes" if evaluation is None else _cell(evaluation) for evaluation in own)])
     show_table(f"error in % (95% interval), by {UNITS[by]}", ["policy", *map(str, values)], rows)
 
 
-def _cell(found: Evaluation) -> str:
-    low, high = found.interval_percent
-    return f"{found.error_percent:.2f}\n({low:.2f} to {high:.2f})"
+def _cell(evaluation: Evaluation) -> str:
+    low, high = evaluation.interval_percent
+    return f"{evaluation.error_percent:.2f}\n({low:.2f} to {high:.2f})"
 
 
 def draw(points: list[Point], by: str, values: Sequence[Value], title: str, path: Path) -> None:
@@ -253,11 +256,11 @@ def draw(points: list[Point], by: str, values: Sequence[Value], title: str, path
     places = numbers if is_joined else range(len(values))
     ticks = dict(zip(places, names, strict=True))
     errors: dict[str, list[ErrorAt]] = {}
-    for policy, value, found in points:
-        if found is not None:
-            name = f"{policy}, by a network not trained for it" if policy in SCRIPTED_LOCATORS else Path(policy).name
+    for policy, value, evaluation in points:
+        if evaluation is not None:
+            name = f"{policy}, by a network not trained on it" if policy in SCRIPTED_LOCATORS else Path(policy).name
             place = places[values.index(value)]
-            errors.setdefault(name, []).append(ErrorAt(place, found.error_percent, found.interval_percent))
+            errors.setdefault(name, []).append(ErrorAt(place, evaluation.error_percent, evaluation.interval_percent))
     figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=is_joined)
     file = io.BytesIO()
     figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
