@@ -208,7 +208,8 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> 
     assert "holds no run" in refusal(capsys, "evaluate", str(tmp_path))
     assert "already" in refusal(capsys, "train", "ram", *SMALL, "--out", str(run))
     assert "task must be one of" in refusal(capsys, "train", "ram", "--task", "imagenet")
-    for option in (["--epochs", "9"], ["--task", "mnist-28"], ["--seed", "0"], ["--out", "x"]):
+    assert "cannot go on longer" in refusal(capsys, "train", "ram", "--resume", str(run), "--epochs", "9")
+    for option in (["--task", "mnist-28"], ["--seed", "0"], ["--out", "x"]):
         assert "Unrecognized" in refusal(capsys, "train", "ram", "--resume", str(run), *option)
     assert "'warp' cannot be used" in refusal(capsys, "evaluate", str(run), "--device", "warp")
     assert "cannot be used" in refusal(capsys, "train", "ram", *SMALL, "--device", "warp", "--out", str(tmp_path))
