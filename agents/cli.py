@@ -91,6 +91,7 @@ def evaluate_run(
     split: Split = "test",
     data_root: str | None = None,
     device: str = "cpu",
+    other_data: bool = False,
     json: bool = False,
 ) -> None:
     """Evaluate a trained run on fixed scenes, and add the result to its results.json (not to a pretrained run's).
@@ -101,16 +102,20 @@ def evaluate_run(
         split: The test split, or the validation split, on which the best checkpoint was chosen.
         data_root: Folder with the datasets; default: the one that the run was trained with.
         device: PyTorch device, "cpu" or "cuda".
+        other_data: Measure it though the environment or the images are not those that it learned from; what is printed
+            and stored says so.
         json: Print a JSON object and nothing else.
     """
     trained = load_run(find_run(run), device, data_root)
-    env = make_env(trained.config.env_config.replace(split=split), device)
+    env_config = trained.config.env_config.replace(split=split)
+    is_other = trained.is_other_data(env_config, other_data)
+    env = make_env(env_config, device)
     policy = trained.make_policy(env, None, str(run))
     evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
-    result = {**evaluation.to_dict(), "epoch": trained.epoch}
+    result = {**evaluation.to_dict(), "epoch": trained.epoch} | ({"other_data": True} if is_other else {})
     if not str(run).startswith(PRETRAINED):
         try:
-            find_run(run).add_result(f"{split} {protocol}", result)
+            find_run(run).add_result(f"{split} {protocol}{' other data' * is_other}", result)
         except (OSError, ValueError) as error:
             say(f"not written to results.json: {error}")
     if json:
@@ -120,7 +125,7 @@ def evaluate_run(
     print(
         f"{describe_environment(evaluation.task, env.config)}, {split} split, {protocol} protocol: "
         f"error {evaluation.error_percent:.2f}% ({evaluation.errors} of {evaluation.episodes}), "
-        f"95% interval {low:.2f} to {high:.2f}%"
+        f"95% interval {low:.2f} to {high:.2f}%{', on other data than it learned from' * is_other}"
     )
 
 
@@ -131,6 +136,7 @@ def watch(
     first: int = 0,
     split: Split = "test",
     data_root: str | None = None,
+    other_data: bool = False,
     milliseconds: int = 450,
 ) -> None:
     """Draw a run's episodes as a GIF: canvas, locations, glimpses and answers.
@@ -142,10 +148,13 @@ def watch(
         first: Index of the first scene in the split.
         split: Split of the scenes.
         data_root: Folder with the datasets; default: the one that the run was trained with.
+        other_data: Play it though the environment or the images are not those that it learned from.
         milliseconds: Time that each glimpse is shown for.
     """
     trained = load_run(find_run(run), "cpu", data_root)
-    env = make_env(trained.config.env_config.replace(split=split), "cpu", max(episodes, 1))
+    env_config = trained.config.env_config.replace(split=split)
+    is_other = trained.is_other_data(env_config, other_data)
+    env = make_env(env_config, "cpu", max(episodes, 1))
     policy = trained.make_policy(env, None, str(run))
     if episodes < 1 or not 0 <= first <= env.num_images - episodes:
         raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
@@ -165,7 +174,8 @@ def watch(
     # The answer is shown for two more frames.
     order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
     save_gif(order, gif, milliseconds, milliseconds)
-    print(printable(f"{gif}: {episodes} episode{'s' if episodes > 1 else ''}"))
+    other = ", on other data than it learned from" * is_other
+    print(printable(f"{gif}: {episodes} episode{'s' if episodes > 1 else ''}{other}"))
 
 
 def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ram_gym import GlimpseVectorEnv, Policy
+from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
 
 from .training.config import TrainConfig
+from .training.fingerprint import Data, is_other_data
 from .training.run_folder import RunError, RunFolder
 
 
 class TrainedRun(NamedTuple):
     """What a run folder holds, ready to play."""
 
+    path: Path
     config: TrainConfig
+    data: Data
+    """What it learned from."""
     epoch: int
     """The epoch that its best network is of."""
     make_policy: Callable[[GlimpseVectorEnv, str | None, str], Policy]
     """(environment, scripted locator or None for the run's own, name for reports) -> policy."""
     looks: bool = True
     """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
+
+    def is_other_data(self, env_config: GlimpseConfig, allowed: bool) -> bool:
+        """Whether an environment is another one than it learned from, or its split shows other images.
+
+        Raises:
+            ValueError: it is, and that is not allowed; or it has another number of classes or channels.
+        """
+        instead = None if allowed else "--other-data plays it all the same"
+        return is_other_data(self.data, env_config, (env_config.split,), self.path, instead)
 
 
 def config_class(agent: str) -> type[TrainConfig] | None:
@@ -78,16 +92,19 @@ def preset(agent: str, task: str) -> TrainConfig:
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
+    Needs no data.
+
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
     """
-    agent = folder.read_agent()
+    about = folder.read_about()
+    agent, data = about["agent"], about["data"]
     if agent in ("ppo", "ppo-lstm"):
         from .sb3 import policy as playing
 
         policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
-        return TrainedRun(sb3_config, epoch, partial(playing.make_policy, policy, sb3_config))
+        return TrainedRun(folder.path, sb3_config, data, epoch, partial(playing.make_policy, policy, sb3_config))
     if agent in ("cnn", "mlp"):
         from .full_image import policy as full_image
 
@@ -97,7 +114,7 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
             assert locator is None, "it does not look"
             return full_image.FullImagePolicy(network, env, name)
 
-        return TrainedRun(full_config, epoch, make_full_image_policy, looks=False)
+        return TrainedRun(folder.path, full_config, data, epoch, make_full_image_policy, looks=False)
     if agent != "ram":
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     from .ram import rollout
@@ -107,4 +124,4 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
     def make_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
         return rollout.make_policy(model, env, locator or config.locator, config.seed, name)
 
-    return TrainedRun(config, epoch, make_policy)
+    return TrainedRun(folder.path, config, data, epoch, make_policy)

@@ -18,8 +18,11 @@ from agents.ram.config import RamConfig
 from agents.registry import load_run
 from agents.sb3.config import Sb3Config
 from agents.training.environment import make_env
+from agents.training.fingerprint import describe_data
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseConfig, GlimpseEnv, evaluate, load_dataset
+
+DATA = describe_data(GlimpseConfig(dataset="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +97,11 @@ def test_the_digit_stands_beside_its_canvas_without_the_path(played: Played) -> 
 
 def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
     ram, ppo = RunFolder(tmp_path / "ram"), RunFolder(tmp_path / "ppo")
-    ram.create("ram", RamConfig().to_dict())
+    ram.create("ram", RamConfig(), DATA)
     for epoch, error in ((1, 50.0), (2, None), (3, 5.0), (4, 0.0)):
         error_there = {} if error is None else {"validation_error_percent": error}
         ram.append_metrics({"epoch": epoch, "scenes": epoch * 1000, **error_there})
-    ppo.create("ppo", Sb3Config(algorithm="ppo", env_config=GlimpseConfig(num_glimpses=4)).to_dict())
+    ppo.create("ppo", Sb3Config(algorithm="ppo", env_config=GlimpseConfig(num_glimpses=4)), DATA)
     ppo.append_metrics({"epoch": 1, "steps": 400_000, "validation_error_percent": 80.0})
     curves = {"ram": read_curve(ram), "_ppo": read_curve(ppo)}
     assert curves["ram"].tolist() == [[1000, 50], [3000, 5], [4000, 0]]
@@ -147,7 +150,7 @@ def test_glimpses_are_of_the_split_with_and_without_weights(
     run: RunFolder, played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = RunFolder(tmp_path / "bare")
-    bare.create("ram", RamConfig(task="digits").to_dict())
+    bare.create("ram", RamConfig(task="digits"))
     found = {"accuracy_by_glimpse_percent": [10.0, 30.0], "distance_by_glimpse_pixels": [9.0, 4.0]}
     bare.write_json(
         "results.json", {"validation single": found, "test single": {**found, "accuracy_by_glimpse_percent": None}}
@@ -165,7 +168,7 @@ def test_glimpses_are_of_the_split_with_and_without_weights(
 
 def test_the_command_writes_the_same_files_each_time(run: RunFolder, tmp_path: Path, capsys: Any) -> None:
     bare = RunFolder(tmp_path / "bare")
-    bare.create("ram", RamConfig(task="digits").to_dict())
+    bare.create("ram", RamConfig(task="digits"))
     bare.append_metrics({"epoch": 1, "scenes": 1000, "validation_error_percent": 50.0})
     names = ["digits-mistakes.png", "digits-paths.png", "glimpses.png", "learning-curves.png"]
     for out in ("one", "two"):
@@ -184,14 +187,14 @@ def test_runs_get_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
     folders = []
     for name in ("x/a", "y/a", "y/b"):
         folders.append(RunFolder(tmp_path / name))
-        folders[-1].create("ram", RamConfig().to_dict())
+        folders[-1].create("ram", RamConfig(), DATA)
     assert list(name_runs(folders[1:])) == ["a", "b"]
     assert list(name_runs(folders)) == ["x-a", "y-a", "y-b"]
     assert list(name_runs(folders[:2])) == ["x", "y"]
     assert list(name_runs(folders[:1])) == ["a"]
     seeds = [RunFolder(tmp_path / name) for name in ("main/preset/seed-0", "main/wide/seed-0", "main/wide/seed-1")]
     for folder in seeds:
-        folder.create("ram", RamConfig().to_dict())
+        folder.create("ram", RamConfig(), DATA)
     assert list(name_runs(seeds[:2])) == ["preset", "wide"]
     assert list(name_runs(seeds[1:])) == ["wide-seed-0", "wide-seed-1"]
     assert list(name_runs(seeds[:1])) == ["preset-seed-0"]

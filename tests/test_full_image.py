@@ -19,6 +19,7 @@ from agents.full_image.config import NETWORKS, PRESETS, FullImageConfig, Network
 from agents.full_image.network import make_model
 from agents.full_image.policy import FullImagePolicy, load_model
 from agents.full_image.training import Trainer, train
+from agents.training.fingerprint import fingerprint
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, evaluate, load_dataset
 
@@ -60,7 +61,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
     config = digits(network)
     train(config, RunFolder(tmp_path / "unbroken"))
     folder = RunFolder(tmp_path / "broken")
-    folder.create(network, config.to_dict())
+    folder.create(network, config)
     trainer = Trainer(config, folder)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
@@ -213,7 +214,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="no run"):
         load_model(folder)
-    folder.create("cnn", digits().to_dict())
+    folder.create("cnn", digits())
     with pytest.raises(RunError, match="no checkpoint"):
         load_model(folder)
     with pytest.raises(RunError, match="already"):
@@ -221,7 +222,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (folder.path / "best.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(RunError, match="damaged"):
         load_model(folder)
-    folder.write_tensors("best.safetensors", Trainer(digits(channels=(4, 9))).model.state_dict())
+    other = Trainer(digits(channels=(4, 9)))
+    header = {"epoch": 1, "fingerprint": fingerprint(other.data)}
+    folder.write_tensors("best.safetensors", other.model.state_dict(), header)
     with pytest.raises(RunError, match="does not fit"):
         load_model(folder)
     about = json.loads((folder.path / "config.json").read_text())

@@ -125,7 +125,7 @@ def update_on_gpus(rank: int, size: int, port: int, path: Path) -> None:
 def stop_after(folder: RunFolder, config: RamConfig, ranks: Ranks = ALONE) -> None:
     """A run that ends in the middle of its second pass, as a Ctrl-C would end it."""
     if ranks.rank == 0:
-        folder.create("ram", config.to_dict(), ranks=ranks.size)
+        folder.create("ram", config, ranks=ranks.size)
     trainer = Trainer(config, folder, ranks)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()

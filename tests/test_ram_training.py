@@ -18,6 +18,7 @@ from agents.ram.rollout import load_model, make_model, play
 from agents.ram.training import Trainer, train
 from agents.scripted import make_locator, scan_path
 from agents.training.config import learning_rate
+from agents.training.fingerprint import fingerprint
 from agents.training.loop import Progress
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate
@@ -104,7 +105,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
     config = digits(**fields)
     train(config, RunFolder(tmp_path / "unbroken"))
     folder = RunFolder(tmp_path / "broken")
-    folder.create("ram", config.to_dict())
+    folder.create("ram", config)
     trainer = Trainer(config, folder)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
@@ -112,7 +113,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
     trainer.update()
     trainer.save()
     trainer.update()  # lost
-    folder.append_metrics({"epoch": 2, "lost": True})
+    folder.append_metrics({"epoch": 2, "lost": 1})
     result = train(config, folder, resume=True)
     assert result.is_complete
     rows = [[strip(row) for row in RunFolder(tmp_path / name).read_metrics()] for name in ("unbroken", "broken")]
@@ -126,7 +127,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
 def test_a_trainer_that_went_on_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
     config = digits()
     folder = RunFolder(tmp_path)
-    folder.create("ram", config.to_dict())
+    folder.create("ram", config)
     used, fresh = Trainer(config, folder), Trainer(config, folder)
     used.update()
     used.save()
@@ -153,7 +154,7 @@ def test_several_processes_may_add_results(tmp_path: Path) -> None:
 
 def test_a_taken_folder_is_refused_before_a_trainer_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = digits()
-    RunFolder(tmp_path).create("ram", config.to_dict())
+    RunFolder(tmp_path).create("ram", config)
     monkeypatch.setattr("agents.ram.training.Trainer", lambda *_: pytest.fail("made"))
     with pytest.raises(RunError, match="holds a run already"):
         train(config, RunFolder(tmp_path))
@@ -267,7 +268,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="no run"):
         load_model(folder)
-    folder.create("ram", digits().to_dict())
+    folder.create("ram", digits())
     with pytest.raises(RunError, match="no checkpoint"):
         load_model(folder)
     with pytest.raises(RunError, match="already"):
@@ -276,7 +277,8 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="damaged"):
         load_model(folder)
     other = Trainer(digits(hidden_size=32))
-    folder.write_tensors("best.safetensors", other.model.state_dict())
+    header = {"epoch": 1, "fingerprint": fingerprint(other.data)}
+    folder.write_tensors("best.safetensors", other.model.state_dict(), header)
     with pytest.raises(RunError, match="does not fit"):
         load_model(folder)
     about = json.loads((folder.path / "config.json").read_text())

@@ -14,7 +14,11 @@ from agents.analysis.results import Results, as_options, differences
 from agents.analysis.tables import TABLES
 from agents.ram.config import RamConfig, preset
 from agents.registry import preset as registered_preset
+from agents.training.fingerprint import describe_data
 from agents.training.run_folder import RunError, RunFolder
+from ram_gym import GlimpseConfig
+
+DATA = describe_data(GlimpseConfig(dataset="digits"))
 
 
 def evaluation(errors: int, accuracies: list[float] | None = None) -> dict[str, Any]:
@@ -30,8 +34,8 @@ def evaluation(errors: int, accuracies: list[float] | None = None) -> dict[str, 
 
 
 def make_run(root: Path, name: str, config: Any, measured: dict[str, Any], agent: str = "ram") -> RunFolder:
-    folder = RunFolder(root / name / f"seed-{config.to_dict()['seed']}", ["train", "--out", f"runs/old-{name[-1]}"])
-    folder.create(agent, config.to_dict())
+    folder = RunFolder(root / name / f"seed-{config.seed}", ["train", "--out", f"runs/old-{name[-1]}"])
+    folder.create(agent, config, DATA)
     folder.write_json("results.json", measured)
     return folder
 

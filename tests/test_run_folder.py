@@ -118,7 +118,7 @@ def writes(folder: RunFolder, name: str) -> None:
     if name == "metrics.jsonl":
         folder.append_metrics({"epoch": 3})
     elif name.endswith("safetensors"):
-        folder.write_tensors(name, {"a": torch.zeros(1)})
+        folder.write_tensors(name, {"a": torch.zeros(1)}, {})
     else:
         folder.write_json(name, {})
 
@@ -224,7 +224,7 @@ def test_of_eight_starts_in_one_folder_one_wins(tmp_path: Path) -> None:
         os.close(start)
         os.read(go, 1)  # until all are there
         with RunFolder(folder, [str(number)]).training():
-            RunFolder(folder, [str(number)]).create("ram", {"number": number})
+            RunFolder(folder, [str(number)]).create("ram", digits(seed=number))
 
     for _ in range(5):
         pids = [fork(lambda number=number: begin(number)) for number in range(8)]  # type: ignore[misc]
@@ -233,7 +233,7 @@ def test_of_eight_starts_in_one_folder_one_wins(tmp_path: Path) -> None:
         os.close(go)
         assert sorted(codes) == [0] + [1] * 7
         about = RunFolder(folder).read_about()
-        assert about["config"]["number"] == codes.index(0)
+        assert about["config"]["seed"] == codes.index(0)
         assert about["command"] == [str(codes.index(0))]
         (folder / "config.json").unlink()
         go, start = os.pipe()
@@ -283,14 +283,17 @@ def test_workers_end_with_their_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         (lambda run: (run / "best.safetensors").unlink(), "has no checkpoint best.safetensors"),
         (lambda run: (run / "best.safetensors").write_bytes(b"half"), "best.safetensors is damaged"),
-        (lambda run: change_about(run, "best.safetensors", epoch=0), "best.safetensors is of epoch 0, and the best so"),
+        (
+            lambda run: change_about(run, "last.safetensors", best_epoch=9),
+            "best.safetensors is of epoch [12], and the best so far was epoch 9",
+        ),
         (
             lambda run: change_about(run, "last.safetensors", epoch=9),
             "is of update 0 after epoch 9, and the run has 3 e",
         ),
         (
             lambda run: change_about(run, "last.safetensors", epoch=1.5),
-            "update 0 after epoch 1.5, and the run has 3 epo",
+            "last.safetensors: epoch must be a valid integer, got 1.5",
         ),
         (lambda run: change_about(run, "last.safetensors", update_in_epoch=99), "is of update 99 after epoch 2"),
         (
@@ -385,7 +388,7 @@ def test_a_finished_run_goes_on_longer_as_if_it_had_been_begun_so(run: Path, tmp
 def test_a_run_that_was_planned_for_its_length_names_the_command_that_trains_on(
     tmp_path: Path, fields: dict[str, Any], which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder(tmp_path / "run").create("ram", digits(**fields).to_dict())
+    RunFolder(tmp_path / "run").create("ram", digits(**fields))
     with pytest.raises(SystemExit) as stopped:
         main(["train", "ram", "--resume", str(tmp_path / "run"), "--epochs", "4"])
     assert stopped.value.code == 2
@@ -465,8 +468,7 @@ def test_nothing_is_made_in_the_data_folder_of_a_strangers_run(
     assert find_data_root(config.replace(data_root=None), None) is None
     assert not stranger.exists()
     about = json.loads((run / "config.json").read_text())
-    about["config"]["data_root"] = str(stranger)
-    about["config"]["dataset"] = "mnist"
+    about["config"]["env_config"] |= {"data_root": str(stranger), "dataset": "mnist"}
     (run / "config.json").write_text(json.dumps(about))
     (tmp_path / "gif").mkdir()
     for command in (
@@ -494,10 +496,36 @@ def test_the_data_folder_of_a_run_is_used_where_it_has_the_data(
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(2).to(torch.bfloat16)}
-    RunFolder(tmp_path).write_tensors("last.safetensors", tensors, {"epoch": 3})
-    found, about = RunFolder(tmp_path).read_tensors("last.safetensors")
-    assert about == {"epoch": 3}
+    folder = RunFolder(tmp_path)
+    folder.create("ram", digits())
+    header = {"epoch": 3, "fingerprint": folder.read_about()["fingerprint"]}
+    folder.write_tensors("best.safetensors", tensors, header)
+    found, about = folder.read_tensors("best.safetensors")
+    assert about == header
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors.items())
-    with pytest.raises(RunError, match="no run"):
-        load_model(RunFolder(tmp_path))
+    with pytest.raises(RunError, match="weights must be baseline"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", ["null", '"x"', "true", "NaN", "Infinity", "[]", "-1e400"])
+def test_rows_and_results_hold_numbers(run: Path, value: str) -> None:
+    folder = RunFolder(run)
+    whole = (run / "metrics.jsonl").read_text()
+    for field in ("epoch", "scenes", "train_seconds", "validation_error_percent", "classification_loss"):
+        (run / "metrics.jsonl").write_text(f'{whole}{{"epoch": 3, "{field}": {value}}}\n')
+        with pytest.raises(RunError) as refused:
+            folder.read_metrics()
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(f"{run}/metrics.jsonl is damaged: line 3 is no row of an epoch: {field} must be ")
+    for field in ("epoch", "error_percent", "interval_percent", "other_data"):
+        if (field, value) in (("interval_percent", "[]"), ("other_data", "true")):
+            continue
+        (run / "results.json").write_text(f'{{"test single": {{"{field}": {value}}}}}')
+        with pytest.raises(RunError) as refused:
+            folder.read_results()
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(f"{run}/results.json: test single: {field} must be ")
+    (run / "results.json").write_text('{"test single": {"colour": 1}}')
+    with pytest.raises(RunError, match="test single: colour is no field of this version, got 1"):
+        folder.read_results()

@@ -228,13 +228,15 @@ def test_only_regular_files_are_read(run: RunFolder, kind: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epoch": 1.5}, "epoch must be an int"),
-        ({"epoch": True}, "epoch must be an int"),
-        ({"epoch": None}, "epoch must be an int"),
-        ({"steps": "48"}, "steps must be an int"),
-        ({"updates": -1}, "updates must be an int"),
-        ({"best_epoch": 2}, "best_epoch must be an int from 0 to 1"),
-        ({"best_error": None}, "best_error must be"),
+        ({"epoch": 1.5}, "epoch must be a valid integer, got 1.5"),
+        ({"epoch": True}, "epoch must be a valid integer, got True"),
+        ({"epoch": None}, "epoch must be a valid integer, got None"),
+        ({"steps": "48"}, "steps must be a valid integer, got '48'"),
+        ({"updates": -1}, "updates must be greater than or equal to 0, got -1"),
+        ({"best_epoch": 2}, "best_epoch must be 0 to 1, got 2"),
+        ({"best_error": None}, "best_error must be a number"),
+        ({"fingerprint": "0" * 64}, "is of a run on other data than"),
+        ({"fingerprint": None}, "fingerprint must be a valid string, got None"),
         ({"best_error": 101.0}, "best_error must be"),
         ({"seconds": "1"}, "seconds must be"),
         ({"epoch": 3}, "epoch must be in 1 to 2"),
@@ -254,7 +256,7 @@ def test_a_checkpoint_is_written_through_no_link(run: RunFolder, tmp_path: Path)
     (run.path / LAST).unlink()
     (run.path / LAST).symlink_to(tmp_path / "theirs")
     model = make_model(CONFIG, make_env(CONFIG, CONFIG.env_config, CONFIG.n_envs))
-    state = RunState(epoch=1, seconds=1.0, steps=48, updates=1, best_error=50.0, best_epoch=1)
+    state = RunState(epoch=1, seconds=1.0, steps=48, updates=1, best_error=50.0, best_epoch=1, fingerprint="0" * 64)
     with pytest.raises(RunError, match="must be a regular file, got a link"):
         save_checkpoint(model, run, LAST, state)
     assert (tmp_path / "theirs").read_bytes() == before

@@ -14,13 +14,16 @@ from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig
 from agents.sb3.config import Sb3Config
+from agents.training.fingerprint import describe_data
 from agents.training.run_folder import RunFolder, find_run
 from ram_gym import GlimpseConfig, get_task
+
+DATA = describe_data(GlimpseConfig(dataset="digits"))
 
 
 def make_run(path: Path, agent: str, config: Any, results: dict[str, Any] | None) -> RunFolder:
     folder = RunFolder(path, [])
-    folder.create(agent, config.to_dict())
+    folder.create(agent, config, DATA)
     if results is not None:
         folder.write_json("results.json", results)
     return folder
@@ -103,8 +106,8 @@ def test_what_is_no_run_or_damaged_is_refused(runs: dict[str, RunFolder], tmp_pa
     for text, message in (
         ("[]", "holds no object"),
         ("{", "is damaged"),
-        ('{"validation": 3}', "'validation' is no object, got 3"),
-        ('{"test single": {"error_percent": "low"}}', "error_percent of 'test single' is no number, got 'low'"),
+        ('{"validation": 3}', "validation: it must be a valid dictionary, got 3"),
+        ('{"test single": {"error_percent": "low"}}', "test single: error_percent must be a valid number, got 'low'"),
     ):
         (runs["a"].path / "results.json").write_text(text)
         shown = refusal(path)

@@ -20,10 +20,12 @@ from agents.ram.config import PRESETS, RamConfig, preset
 from agents.registry import read_config
 from agents.sb3.config import Sb3Config
 from agents.training.config import TrainConfig, nearest_task
+from agents.training.fingerprint import describe_data
 from agents.training.run_folder import FORMAT, RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, get_task
 from ram_gym.tasks import Task
 
+DATA = describe_data(GlimpseConfig(dataset="digits"))
 CONFIGS: dict[str, TrainConfig] = {
     "ram": RamConfig(),
     "cnn": FullImageConfig(),
@@ -80,7 +82,7 @@ def test_every_field_of_the_environment_is_an_option_of_every_agent(agent: str, 
 
 def test_like_gives_the_settings_and_task_beside_it_the_environment(begin: Any, tmp_path: Path) -> None:
     stored = RamConfig(task="digits", env_config=GlimpseConfig(**ENVIRONMENT), hidden_size=7)
-    RunFolder(tmp_path).create("ram", stored.to_dict())
+    RunFolder(tmp_path).create("ram", stored, DATA)
     like = begin("ram", "--like", str(tmp_path), "--num-scales", "1")
     assert like == dataclasses.replace(stored, env_config=stored.env_config.replace(data_root=None, num_scales=1))
     other = begin("ram", "--like", str(tmp_path), "--task=cluttered-60")
@@ -138,7 +140,7 @@ WRONG = (None, "x", 1.5, True, math.nan, -math.inf, -1, 10**30, {}, [1.5], "\x1b
 @pytest.mark.parametrize("agent", CONFIGS)
 def test_a_stored_field_of_another_type_is_one_line(agent: str, tmp_path: Path) -> None:
     config, folder = CONFIGS[agent], RunFolder(tmp_path)
-    folder.create(agent, config.to_dict())
+    folder.create(agent, config, DATA)
     assert read_config(folder) == config
     fields = folder.read_about()["config"]
     for field in dataclasses.fields(config):
@@ -155,7 +157,7 @@ def test_a_stored_field_of_another_type_is_one_line(agent: str, tmp_path: Path) 
 
 def test_a_stored_field_of_the_environment_is_checked_too(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.create("ram", RamConfig().to_dict())
+    folder.create("ram", RamConfig(), DATA)
     fields = folder.read_about()["config"]
     for field in dataclasses.fields(GlimpseConfig):
         name, right = field.name, getattr(GlimpseConfig(), field.name)

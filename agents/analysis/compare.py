@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_text
 import shlex
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ def compare_policies(
     split: Split = "test",
     data_root: str | None = None,
     device: str = "cpu",
+    other_data: bool = False,
     json: bool = False,
     report: Path | None = None,
     markdown: Path | None = None,
@@ -55,6 +57,7 @@ def compare_policies(
         split: The test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
+        other_data: Play runs though the environment or the images are not those that they learned from; tables say so.
         json: Print a JSON array and nothing else.
         report: Self-contained HTML file to write: tables, plots, and episodes side by side.
         markdown: Markdown file to write the tables to.
@@ -77,13 +80,15 @@ def compare_policies(
     lenders = {name: _find_lender(name, own, scripts) for name, own in own_runs.items()}
     env_configs = {name: get_task(name).config.replace(data_root=data_root) for name in own_runs}
     env_configs |= {name: next(iter(own.values())).config.env_config for name, own in own_runs.items() if own}
+    env_configs = {name: env_config.replace(split=split) for name, env_config in env_configs.items()}
+    others = [name for name, run in runs.items() if run.is_other_data(env_configs[run.config.task], other_data)]
     played: list[tuple[str, Evaluation]] = []
     for task_name, own in own_runs.items():
         lender = lenders[task_name]
         for name in policies:
             if name in runs and name not in own:
                 continue
-            env = make_env(env_configs[task_name].replace(split=split), device)
+            env = make_env(env_configs[task_name], device)
             policy: Policy
             if name in own:
                 policy = own[name].make_policy(env, None, name)
@@ -96,8 +101,9 @@ def compare_policies(
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
     is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
     note = f"{BORROWED} looks as named; the first run's network, not trained on such glimpses, answers"
+    notes = [note] * is_borrowed + [f"other data than {', '.join(others)} learned from"] * bool(others)
     described = {name: describe_environment(name, env_configs[name]) for name in own_runs}
-    table = ComparisonTable(evaluations, base, _short_labels(evaluations), note if is_borrowed else "", described)
+    table = ComparisonTable(evaluations, base, _short_labels(evaluations), "; ".join(notes), described)
     for path, text in ((markdown, table.to_markdown()), (csv, table.to_csv())):
         if path is not None:
             write_file(path, text)
@@ -107,10 +113,12 @@ def compare_policies(
         options += [("--reference", reference)] if reference else []
         options += [("--data-root", data_root)] if data_root else []
         words = ["python", "-m", "agents", "compare", *policies, *(word for option in options for word in option)]
+        words += ["--other-data"] if other_data else []
         write_report(report, table, command=shlex.join(words))
     # After the files, so that they are complete even if the reader of this output is `head`.
     if json:
-        print(table.to_json())
+        rows = [row | ({"other_data": True} if row["policy"] in others else {}) for row in table.rows()]
+        print(json_text.dumps(rows, allow_nan=False))
     else:
         _show(table)
 

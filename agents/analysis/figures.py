@@ -38,6 +38,7 @@ def draw_figures(
     split: Split = "validation",
     data_root: str | None = None,
     device: str = "cpu",
+    other_data: bool = False,
 ) -> None:
     """Draw the learning curves of runs and, if they have weights, their paths of glimpses and their mistakes.
 
@@ -53,6 +54,8 @@ def draw_figures(
         split: Split of the scenes to show: the test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
+        other_data: Play runs though the environment or the images are not those that they learned from; their figures
+            say so.
     """
     folders = name_runs([find_run(name) for name in runs])
     curves = {name: curve for name, folder in folders.items() if len(curve := read_curve(folder))}
@@ -64,11 +67,11 @@ def draw_figures(
     for name, folder in folders.items():
         if not any((folder.path / file).is_file() for file in WEIGHTS):
             say(f"{name}: no weights, so its paths and mistakes are not drawn")
-            stored = folder.read_json("results.json", {}).get(f"{split} single", {})
+            stored = folder.read_results().get(f"{split} single", {})
             if "distance_by_glimpse_pixels" in stored:
                 glimpses[name] = Glimpses(stored["accuracy_by_glimpse_percent"], stored["distance_by_glimpse_pixels"])
             continue
-        played = play(folder, name, split, data_root, device)
+        played = play(folder, name, split, data_root, device, other_data)
         if played.looks:
             evaluation = played.evaluation
             if (distances := evaluation.distance_by_glimpse_pixels) is not None:
@@ -123,6 +126,8 @@ class Played(NamedTuple):
     looks: bool
     """Whether the run takes glimpses; otherwise it sees the whole canvas."""
     device: str
+    is_other_data: bool = False
+    """Whether it learned from other data."""
 
 
 class _Recorder:
@@ -142,7 +147,14 @@ class _Recorder:
         return action, (memory,)
 
 
-def play(folder: RunFolder, name: str, split: Split, data_root: str | None = None, device: str = "cpu") -> Played:
+def play(
+    folder: RunFolder,
+    name: str,
+    split: Split,
+    data_root: str | None = None,
+    device: str = "cpu",
+    other_data: bool = False,
+) -> Played:
     """Plays a split's fixed scenes once, as `python -m agents evaluate` does.
 
     Args:
@@ -151,18 +163,21 @@ def play(folder: RunFolder, name: str, split: Split, data_root: str | None = Non
         split: the split of the scenes.
         data_root: folder with the datasets; None: the run's own.
         device: PyTorch device to play on.
+        other_data: whether the environment and the images may be others than those that it learned from.
 
     Raises:
         RunError: the run is damaged.
-        ValueError: the dataset is missing, or the device cannot be used.
+        ValueError: the dataset is missing or another one than it learned from, or the device cannot be used.
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
     """
     run = load_run(folder, device, data_root)
-    env = make_env(run.config.env_config.replace(split=split), device)
+    env_config = run.config.env_config.replace(split=split)
+    is_other = run.is_other_data(env_config, other_data)
+    env = make_env(env_config, device)
     recorder = _Recorder(run.make_policy(env, None, name))
     evaluation = evaluate_with_progress(recorder, env, run.config.task, "single")
     probabilities = torch.cat([batch.cpu() for batch in recorder.batches])[: evaluation.episodes]
-    return Played(evaluation, probabilities, run.looks, device)
+    return Played(evaluation, probabilities, run.looks, device, is_other)
 
 
 def mistakes(played: Played) -> Tensor:
@@ -194,6 +209,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     confidence = _confidence(played)
     rows = -(-len(index) // COLUMNS)
     task = describe_environment(evaluation.task, env_config)
+    task += ", other data than it learned from" * played.is_other_data
     where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")

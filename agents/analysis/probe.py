@@ -69,6 +69,7 @@ def probe_runs(
     split: Split = "test",
     data_root: str | None = None,
     device: str = "cpu",
+    other_data: bool = False,
     json: bool = False,
     plot: Path | None = None,
 ) -> None:
@@ -88,6 +89,8 @@ def probe_runs(
         split: The test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
+        other_data: Play runs though, before the property changes, the environment or the images are not those that they
+            learned from; the result says so.
         json: Print JSON lines, one object for each policy and value, and nothing else.
         plot: File to draw the curves to, .png, .svg or .pdf.
     """
@@ -102,6 +105,7 @@ def probe_runs(
     if scripts and not any(run.looks for run in runs.values()):
         raise ValueError(f"{', '.join(scripts)} need a run that takes glimpses, such as one of `train ram`: add one")
     env_config = _common_env_config(runs).replace(split=split)
+    others = [name for name, run in runs.items() if run.is_other_data(env_config, other_data)]
     values = values or VALUES[by]
     numbers = [value for value in values if isinstance(value, int)]
     if by != "composition" and (list(values) != sorted(set(numbers)) or numbers[0] < 0):
@@ -112,13 +116,15 @@ def probe_runs(
         points = _vary(policies, runs, env_config, by, values, device)
     if plot is not None:
         task = describe_environment(next(iter(runs.values())).config.task, env_config)
+        task += f", other data than {', '.join(others)} learned from" if others else ""
         draw(points, by, values, f"{task}, {split} split, single protocol", plot)
     if json:
         for name, value, evaluation in points:
             results = {"episodes": 0} if evaluation is None else evaluation.to_dict()
+            results |= {"other_data": True} if name in others else {}
             print(json_lines.dumps({"by": by, "value": value, **results, "policy": name}))
     else:
-        _show(points, by, values)
+        _show(points, by, values, others)
 
 
 def _vary(
@@ -233,12 +239,14 @@ def _common_env_config(runs: dict[str, TrainedRun]) -> GlimpseConfig:
     return env_config
 
 
-def _show(points: list[Point], by: str, values: Sequence[Value]) -> None:
+def _show(points: list[Point], by: str, values: Sequence[Value], others: Sequence[str]) -> None:
     rows = []
     for name in dict.fromkeys(point.policy for point in points):
         own = [point.evaluation for point in points if point.policy == name]
         rows.append([name, *("no scenes" if evaluation is None else _cell(evaluation) for evaluation in own)])
-    show_table(f"error in % (95% interval), by {UNITS[by]}", ["policy", *map(str, values)], rows)
+    title = f"error in % (95% interval), by {UNITS[by]}"
+    title += f"; other data than {', '.join(others)} learned from" if others else ""
+    show_table(title, ["policy", *map(str, values)], rows)
 
 
 def _cell(evaluation: Evaluation) -> str:

@@ -45,18 +45,10 @@ def read_numbers(folder: RunFolder) -> RunNumbers:
         RunError: there is no run, or one of the files is damaged.
     """
     config = read_config(folder)
-    results = folder.read_json("results.json", {})
-    if not isinstance(results, dict):
-        raise RunError(f"{folder.path}/results.json is damaged: it holds no object")
+    results = folder.read_results()
 
     def find(entry: str, field: str) -> Any:
-        found = results.get(entry, {})
-        if not isinstance(found, dict):
-            raise RunError(f"{folder.path}/results.json is damaged: {entry!r} is no object, got {found!r}")
-        value = found.get(field)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise RunError(f"{folder.path}/results.json is damaged: {field} of {entry!r} is no number, got {value!r}")
-        return value
+        return results.get(entry, {}).get(field)
 
     if "validation" not in results and (rows := folder.read_metrics()):  # not trained to its end
         errors = [row["validation_error_percent"] for row in rows if "validation_error_percent" in row]
@@ -140,7 +132,7 @@ class Results:
             id="/".join(parts),
             numbers=numbers,
             differs=differences(numbers.config, preset(numbers.agent, numbers.config.task)),
-            measured=folder.read_json("results.json", {}),
+            measured=folder.read_results(),
             old_name=Path(out).name,
             hardware=hardware["gpus"][0] if on_gpu else f"{cpu}, {threads} thread{'s'[: threads > 1]}",
             commit=about.get("commit"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ram_gym import GlimpseVectorEnv
 
-from ..training.environment import find_data_root, make_env
+from ..training.environment import find_data_root, make_blank_env
 from ..training.run_folder import RunError, RunFolder
 from .config import NETWORKS, FullImageConfig
 from .network import make_model
@@ -69,15 +69,13 @@ class TrainedModel(NamedTuple):
 def load_model(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedModel:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
+    Needs no data.
+
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
     config = read_config(folder)
     config = config.moved(device, find_data_root(config.env_config, data_root))
-    weights, about = folder.read_tensors("best.safetensors")
-    model = make_model(config, make_env(config.env_config.replace(split="validation"), config.device, 1))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{folder.path}/best.safetensors does not fit its config.json: {error}") from error
-    return TrainedModel(model.eval(), config, about.get("epoch", 0))
+    model = make_model(config, make_blank_env(config, folder.read_about()["data"]))
+    epoch = folder.load_best(model)
+    return TrainedModel(model.eval(), config, epoch)

@@ -10,9 +10,9 @@ from torch import Tensor
 from ram_gym import GlimpseVectorEnv
 
 from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import find_data_root, make_env
+from ..training.environment import find_data_root, make_blank_env
 from ..training.ranks import ALONE, Ranks
-from ..training.run_folder import RunError, RunFolder
+from ..training.run_folder import RunFolder
 from .config import RamConfig
 from .losses import Rollout
 from .network import RecurrentAttentionModel
@@ -115,15 +115,14 @@ class TrainedModel(NamedTuple):
 def load_model(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedModel:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
+    Needs no data.
+
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
     config = folder.read_as(RamConfig, AGENT)
     config = config.moved(device, find_data_root(config.env_config, data_root))
-    weights, about = folder.read_tensors("best.safetensors")
-    model = make_model(config, make_env(config.env_config.replace(split="validation"), config.device, 1))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{folder.path}/best.safetensors does not fit its config.json: {error}") from error
-    return TrainedModel(model.eval(), config, about.get("epoch", 0))
+    model = make_model(config, make_blank_env(config, folder.read_about()["data"]))
+    # Published runs hold matrices as what they compute with.
+    epoch = folder.load_best(model, torch.bfloat16 if config.precision == "bfloat16" else None)
+    return TrainedModel(model.eval(), config, epoch)

@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import zipfile
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from annotated_types import Interval
+from torch import nn
 
 from ..training.files import open_file, replace_file
+from ..training.fingerprint import SHA256
 from ..training.run_folder import RunError, RunFolder
+from ..training.schema import NotNegative, Percent, Whole, check_fields, check_stored
+from ..training.tensors import check_adam_state, check_tensors
 
 RUN_ENTRY, POLICY_ENTRY, OPTIMIZER_ENTRY = "run.json", "policy.pth", "policy.optimizer.pth"
 BEST, LAST = "best_model.zip", "last_model.zip"
@@ -33,33 +36,27 @@ class RunState:
         ValueError: a field is of another type or out of range.
     """
 
-    epoch: int
+    epoch: Whole
     """Complete epochs."""
-    seconds: float
+    seconds: NotNegative
     """Training time of these, without validation."""
-    steps: int
+    steps: Annotated[int, Interval(ge=0, le=2**63 - 1)]
     """Environment steps."""
-    updates: int
+    updates: Annotated[int, Interval(ge=0, le=2**63 - 1)]
     """Passes over rollouts, as Stable-Baselines3 counts them."""
-    best_error: float | None
+    best_error: Percent | None
     """Lowest validation error, in percent; None before the first validation."""
-    best_epoch: int
+    best_epoch: Whole
     """The epoch of that error; 0 before the first."""
+    fingerprint: SHA256
+    """That of config.json, of the data that the run learns from."""
 
     def __post_init__(self) -> None:
-        for name, bound in {"epoch": None, "steps": None, "updates": None, "best_epoch": self.epoch}.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < 0 or (bound is not None and value > bound):
-                top = "" if bound is None else f" to {bound}"
-                raise ValueError(f"{RUN_ENTRY}: {name} must be an int from 0{top or ' on'}, got {value!r}")
-        if not _is_number(self.seconds, math.inf):
-            raise ValueError(f"{RUN_ENTRY}: seconds must be finite and from 0 on, got {self.seconds!r}")
-        if not (_is_number(self.best_error, 100) if self.best_epoch else self.best_error is None):
-            raise ValueError(f"{RUN_ENTRY}: best_error must be a percentage, got {self.best_error!r}")
-
-
-def _is_number(value: Any, bound: float) -> bool:
-    return type(value) in (int, float) and 0 <= value <= bound and math.isfinite(value)
+        check_fields(RunState, vars(self))
+        if self.best_epoch > self.epoch:
+            raise ValueError(f"best_epoch must be 0 to {self.epoch}, got {self.best_epoch}")
+        if (self.best_error is None) != (self.best_epoch == 0):
+            raise ValueError(f"best_error must be a number after best_epoch alone, got {self.best_error}")
 
 
 def save_checkpoint(model: Any, folder: RunFolder, name: str, state: RunState) -> None:
@@ -92,17 +89,19 @@ def load_checkpoint(
             fields = json.loads(_read_entry(archive, RUN_ENTRY, 2**16))
             held = _read_tensors(archive, POLICY_ENTRY, limit)
             held_state = _read_tensors(archive, OPTIMIZER_ENTRY, 2 * limit)["state"] if optimizer is not None else {}
-        state = RunState(**fields)
+        state = RunState(**check_stored(RunState, fields))
     except FileNotFoundError:
         raise RunError(f"{folder.path} has no checkpoint {name} yet") from None
     except RunError:
         raise
     except Exception as error:  # zipfile, json and torch meet damaged files with whatever error they lead to
         raise RunError(f"{path} is damaged and cannot be read: {error}") from error
+    if state.fingerprint != folder.read_about()["fingerprint"]:
+        raise RunError(f"{path} is of a run on other data than {folder.path}/config.json says")
     try:
-        _check_tensors("weights", held, weights)
+        check_tensors("weights", held, weights)
         if optimizer is not None:
-            _check_adam_state(held_state, optimizer)
+            check_adam_state(held_state, optimizer)
     except ValueError as error:
         raise RunError(f"{path} does not fit its config.json: {error}") from error
     policy.load_state_dict(held)
@@ -128,29 +127,3 @@ def _read_tensors(archive: zipfile.ZipFile, name: str, limit: int) -> Any:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in inner.infolist()):
             raise ValueError(f"{name} must not be compressed")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _check_tensors(what: str, held: Any, expected: dict[str, Tensor]) -> None:
-    if not isinstance(held, dict) or held.keys() != expected.keys():
-        names = sorted(map(str, held)) if isinstance(held, dict) else type(held).__name__
-        raise ValueError(f"{what} must be {', '.join(sorted(expected))}, got {names}")
-    for name, wanted in expected.items():
-        value = held[name]
-        form = f"{wanted.dtype} {tuple(wanted.shape)}"
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-            raise ValueError(f"{what}: {name} must be a tensor {form}, got {type(value).__name__}")
-        if value.dtype != wanted.dtype or value.shape != wanted.shape:
-            raise ValueError(f"{what}: {name} must be {form}, got {value.dtype} {tuple(value.shape)}")
-        if not value.isfinite().all():
-            raise ValueError(f"{what}: {name} must be finite, got NaN or infinity")
-
-
-def _check_adam_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not isinstance(state, dict) or state.keys() != set(range(len(parameters))):
-        raise ValueError(f"the optimizer must have a state for each of {len(parameters)} parameters")
-    for number, parameter in enumerate(parameters):
-        averages = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.detach())
-        _check_tensors(f"optimizer state {number}", state[number], {"step": torch.zeros(()), **averages})
-        if state[number]["step"] < 1 or state[number]["exp_avg_sq"].min() < 0:
-            raise ValueError(f"optimizer state {number}: step must be 1 or more and exp_avg_sq 0 or more")

@@ -16,7 +16,7 @@ from ram_gym.adapters.sb3 import GlimpseVecEnv
 from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
 
 from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import check_device, find_data_root
+from ..training.environment import check_device, find_data_root, make_blank_env
 from ..training.run_folder import RunFolder
 from . import network as policies
 from .algorithms import LabelledPPO, LabelledRecurrentPPO
@@ -171,12 +171,15 @@ class TrainedPolicy(NamedTuple):
 def load_policy(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedPolicy:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
+    Needs no data.
+
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
     config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
     config = config.moved(device, find_data_root(config.env_config, data_root))
-    env = make_env(config, config.env_config.replace(split="validation"), 1)
+    blank = make_blank_env(config, folder.read_about()["data"], "numpy")
+    env = GlimpseVecEnv(wrap_actions(blank, config), add_progress=True)
     make, options = _policy(config)
     policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
     state = load_checkpoint(folder, BEST, policy)

@@ -28,6 +28,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from ..terminal import say
 from ..training.files import require_regular
+from ..training.fingerprint import describe_data, fingerprint, is_other_data
 from ..training.interrupts import noted_interrupts
 from ..training.loop import TrainResult
 from ..training.progress import Report
@@ -63,6 +64,7 @@ class RunCallback(EvalCallback):
         validation_env = make_env(config, setting, num_images)
         super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=verbose)
         self.config, self.folder, self.is_interrupted, self.report = config, folder, is_interrupted, report
+        self.data = describe_data(config.env_config)
         self.epoch = 0  # complete ones
         self.seconds = 0.0  # of training, in complete epochs, validation not counted
         self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
@@ -86,6 +88,7 @@ class RunCallback(EvalCallback):
             updates=self.model._n_updates,
             best_error=self.best[0] if self.best[1] else None,
             best_epoch=self.best[1],
+            fingerprint=fingerprint(self.data),
         )
 
     def restore(self, state: RunState) -> None:
@@ -207,6 +210,9 @@ def train(
     """
     if folder is not None and not resume:
         folder.require_no_run()
+    if folder is not None and resume:
+        other = f"--like {folder.path} begins another run"
+        is_other_data(folder.read_about()["data"], config.env_config, ("train", "validation"), folder.path, other)
     env = make_env(config, config.env_config, config.n_envs, shaped=True)
     model = make_model(config, env)
     with noted_interrupts() as is_interrupted, ExitStack() as stack:
@@ -219,7 +225,7 @@ def train(
                 _restore(folder, model, callback)
             folder.truncate_metrics(callback.epoch)
             if not resume:
-                folder.create(config.algorithm, config.to_dict(), packages=PACKAGES)
+                folder.create(config.algorithm, config, callback.data, packages=PACKAGES)
             elif callback.epoch < config.epochs:
                 folder.note_resume(callback.epoch, packages=PACKAGES)
             callback.last_metrics = next(reversed(folder.read_metrics()), None)

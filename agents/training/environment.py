@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
-from ram_gym import GlimpseConfig, GlimpseVectorEnv, get_task, has_dataset, load_dataset
+from ram_gym import Dataset, GlimpseConfig, GlimpseVectorEnv, get_task, has_dataset, load_dataset
 
 from ..terminal import say
+from .config import TrainConfig
+from .fingerprint import Data
 
 EVALUATION_LANES = 1000
 
@@ -63,6 +67,17 @@ def make_env(
         device=device,
         output="torch",
         autoreset_mode="Disabled",
+    )
+
+
+def make_blank_env(config: TrainConfig, data: Data, output: Literal["torch", "numpy"] = "torch") -> GlimpseVectorEnv:
+    """An environment of one black image, with the spaces of a run's own: to make its network without its data."""
+    check_device(config.device)
+    image = np.zeros((1, data["num_channels"], 1, 1), np.uint8)
+    dataset = Dataset(image, np.zeros(1, np.int64), data["num_classes"])
+    env_config = config.env_config.replace(num_clutter=0)
+    return GlimpseVectorEnv(
+        1, env_config, dataset=dataset, device=config.device, output=output, autoreset_mode="SameStep"
     )
 
 

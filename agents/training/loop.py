@@ -13,6 +13,7 @@ import torch
 from ram_gym import load_dataset
 
 from .config import NativeConfig
+from .fingerprint import is_other_data
 from .interrupts import noted_interrupts
 from .ranks import ALONE, Ranks
 from .run_folder import RunFolder
@@ -154,6 +155,9 @@ def _begin(
                 stack.enter_context(folder.training())
         if ranks.local_rank == 0:  # one process of a machine, since this may download
             load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
+        if folder is not None and resume:
+            other = f"--like {folder.path} begins another run"
+            is_other_data(folder.read_about()["data"], config.env_config, ("train", "validation"), folder.path, other)
     with ranks.together():
         trainer = make()
         if resume:
@@ -169,7 +173,7 @@ def _begin(
         if folder is not None and writes:
             folder.truncate_metrics(trainer.epoch)
             if not resume:
-                folder.create(trainer.agent, config.to_dict(), ranks=ranks.size)
+                folder.create(trainer.agent, config, trainer.data, ranks=ranks.size)
             elif trainer.epoch < config.epochs:
                 folder.note_resume(trainer.epoch, {"epochs": config.epochs}, ranks=ranks.size)
             if trainer.epoch < config.epochs:

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from safetensors.torch import load
 
 from ram_gym import get_task
 
 from ..registry import config_class
-from .run_folder import FORMAT, RunError, RunFolder
+from .config import TrainConfig
+from .environment import find_data_root
+from .files import RunError, read_file, replace_file
+from .fingerprint import describe_data, fingerprint
+from .records import HEADERS
+from .run_folder import FORMAT, RunFolder
 
 
-def migrate(folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]) -> None:
+def migrate(
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")],
+    data_root: str | None = None,
+) -> None:
     """Bring run folders that an older version wrote up to date; those that are up to date stay as they are.
+
+    The data must be there, since runs hold a fingerprint of it.
 
     Args:
         folders: Run folders, or folders that hold some, at any depth.
+        data_root: Folder with the datasets, if it is not where the runs were trained.
     """
     paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
     if not paths:
         raise ValueError(f"there is no config.json in {', '.join(map(str, folders)) or 'no folder'}")
-    changed = sum(migrate_run(RunFolder(path)) for path in paths)
+    changed = sum(migrate_run(RunFolder(path), data_root) for path in paths)
     print(f"{len(paths)} runs, of which {changed} were brought up to date")
 
 
-def migrate_run(folder: RunFolder) -> bool:
+def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
     """Brings one run up to date, and tells whether it was not.
 
     Raises:
         RunError: its config.json is damaged, or of no agent or a field that this version knows.
+        DatasetError: its data is not there, or damaged.
     """
     about = folder.read_json("config.json")
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
@@ -41,23 +56,63 @@ def migrate_run(folder: RunFolder) -> bool:
     if kind is None:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     try:
-        fields = {"task": kind.task, **about["config"]}
-        if about.get("format", 1) == 1:
-            fields = compose_environment(fields)
-        defaults = kind(task=fields["task"]).to_dict()  # of fields that were not there yet
-        config = kind.from_dict({**defaults, **fields})
+        config = _migrate_config(kind, about["config"], about.get("format", 1))
     except (TypeError, ValueError) as error:
         raise RunError(f"{folder.path}/config.json: {error}") from error
-    migrated = {"format": FORMAT, **about, "config": config.to_dict()} | {"format": FORMAT}
-    if json.loads(json.dumps(migrated)) == about:
+    parts = {"format": FORMAT, "agent": agent, "config": config.to_dict()}
+    if "data" not in about:
+        data = describe_data(config.moved(None, find_data_root(config.env_config, data_root)).env_config)
+        parts |= {"fingerprint": fingerprint(data), "data": data}
+    migrated = {**parts, **about} | parts
+    is_changed = json.loads(json.dumps(migrated)) != about
+    if is_changed:
+        folder.write_json("config.json", migrated)
+    for name in HEADERS:
+        is_changed |= _migrate_tensors(folder, name, migrated["fingerprint"])
+    for path in folder.path.glob("*_model.zip"):
+        is_changed |= _migrate_zip(path, migrated["fingerprint"])
+    return is_changed
+
+
+def _migrate_config(kind: type[TrainConfig], fields: dict[str, Any], version: int) -> TrainConfig:
+    fields = {"task": kind.task, **fields}
+    if version == 1:
+        # It named four fields of the environment among the training's own.
+        names = ("dataset", "composition", "num_glimpses", "data_root")
+        overrides = {name: fields[name] for name in names if fields.get(name) is not None}
+        env_config = get_task(fields["task"]).config.replace(**overrides)
+        fields = {name: value for name, value in fields.items() if name not in names}
+        fields["env_config"] = env_config.to_dict()
+    defaults = kind(task=fields["task"]).to_dict()  # of fields that were not there yet
+    return kind.from_dict({**defaults, **fields})
+
+
+def _migrate_tensors(folder: RunFolder, name: str, mark: str) -> bool:
+    """Adds fingerprint and SHA-256 to a safetensors file that has none; its tensors keep every bit."""
+    try:
+        data = read_file(folder.path / name)
+    except FileNotFoundError:
         return False
-    folder.write_json("config.json", migrated)
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    entries = header.get("__metadata__", {})
+    if "sha256" in entries:
+        return False
+    folder.write_tensors(name, tensors, {**json.loads(entries.get("about", "{}")), "fingerprint": mark})
     return True
 
 
-def compose_environment(fields: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 named four fields of the environment beside the training's own; format 2 holds it whole."""
-    moved = ("dataset", "composition", "num_glimpses", "data_root")
-    overrides = {name: fields[name] for name in moved if fields.get(name) is not None}
-    own = {name: value for name, value in fields.items() if name not in moved}
-    return {**own, "env_config": get_task(fields["task"]).config.replace(**overrides).to_dict()}
+def _migrate_zip(path: Path, mark: str) -> bool:
+    """Adds the fingerprint to a checkpoint of Stable-Baselines3 that has none."""
+    with zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
+        state = json.loads(archive.read("run.json"))
+        if "fingerprint" in state:
+            return False
+        entries = {entry: archive.read(entry) for entry in archive.infolist() if entry.filename != "run.json"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, data)
+        archive.writestr("run.json", json.dumps({**state, "fingerprint": mark}))
+    replace_file(path, buffer.getvalue())
+    return True

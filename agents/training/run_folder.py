@@ -21,14 +21,16 @@ from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..terminal import say
 from .config import TrainConfig
 from .files import RunError, locked, open_file, read_file, replace_file, require_regular
+from .fingerprint import Data, describe_data, fingerprint
 from .machine import circumstances
+from .records import HEADERS, About, Result, check_row
+from .schema import check_stored
+from .tensors import check_tensors, decode, encode
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -80,12 +82,21 @@ class RunFolder:
                     left.unlink()
             yield
 
-    def create(self, agent: str, config: dict[str, Any], *, packages: tuple[str, ...] = (), ranks: int = 1) -> None:
+    def create(
+        self,
+        agent: str,
+        config: TrainConfig,
+        data: Data | None = None,
+        *,
+        packages: tuple[str, ...] = (),
+        ranks: int = 1,
+    ) -> None:
         """Makes the folder and writes config.json.
 
         Args:
             agent: name of the agent.
             config: its configuration.
+            data: what it learns from; None reads it.
             packages: the agent's own, whose versions are written beside those of `agents.training.machine.PACKAGES`.
             ranks: the number of processes that begin the run.
 
@@ -94,14 +105,10 @@ class RunFolder:
         """
         self.require_no_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        about = {
-            "format": FORMAT,
-            "agent": agent,
-            "config": config,
-            "command": self.command,
-            **circumstances(packages, ranks),
-        }
-        self.write_json("config.json", about)
+        data = data or describe_data(config.env_config)
+        about: dict[str, Any] = {"format": FORMAT, "agent": agent, "config": config.to_dict()}
+        about |= {"fingerprint": fingerprint(data), "data": data, "command": self.command}
+        self.write_json("config.json", {**about, **circumstances(packages, ranks)})
 
     def note_resume(
         self, epoch: int, changes: dict[str, Any] | None = None, *, packages: tuple[str, ...] = (), ranks: int = 1
@@ -154,8 +161,7 @@ class RunFolder:
         try:
             return kind.from_dict(fields)
         except ValueError as error:
-            hint = f"; {MIGRATE} {self.path} adds it" if str(error).endswith(" is missing") else ""
-            raise RunError(f"{self.path}/config.json: {error}{hint}") from error
+            raise RunError(f"{self.path}/config.json: {error}{self._hint(error)}") from error
 
     def read_agent(self) -> str:
         """The name of the agent whose run it is.
@@ -179,7 +185,24 @@ class RunFolder:
         if about.get("format") != FORMAT:
             older = f"{self.path}/config.json has format {about.get('format', 1)!r} and this version reads {FORMAT}"
             raise RunError(f"{older}: {MIGRATE} {self.path} brings an older run up to date")
+        about = self._check("config.json", About, about)
+        if about["fingerprint"] != fingerprint(about["data"]):
+            raise RunError(f"{self.path}/config.json is damaged: its fingerprint is not that of its data")
         return about
+
+    def _check(self, name: str, kind: type, value: Any) -> Any:
+        """The value of a file, checked against the annotations of a class.
+
+        Raises:
+            RunError: a field is missing, unknown or wrong.
+        """
+        try:
+            return check_stored(kind, value)
+        except ValueError as error:
+            raise RunError(f"{self.path / name}: {error}{self._hint(error)}") from error
+
+    def _hint(self, error: ValueError) -> str:
+        return f"; {MIGRATE} {self.path} adds it" if str(error).endswith(" is missing") else ""
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
@@ -196,27 +219,50 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from error
 
-    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
-        """Writes a safetensors file with a JSON header entry, whole or not at all."""
-        on_cpu = {key: value.detach().to("cpu").clone().contiguous() for key, value in tensors.items()}
-        replace_file(self.path / name, save(on_cpu, {"about": json.dumps(about or {}, allow_nan=False)}))
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Writes a safetensors file with what `HEADERS` names beside the tensors, whole or not at all."""
+        replace_file(self.path / name, encode(tensors, about))
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a safetensors file, on the CPU, and its JSON header entry.
+        """The tensors of a safetensors file, on the CPU, and what it holds beside them, see `HEADERS`.
 
         Raises:
-            RunError: the file is missing or damaged.
+            RunError: the file is missing or damaged, or of a run on other data than config.json says.
         """
+        path = self.path / name
         try:
-            data = read_file(self.path / name)
+            data = read_file(path)
         except FileNotFoundError:
             raise RunError(f"{self.path} has no checkpoint {name} yet") from None
         try:
-            tensors = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # load has found it sound
-            return tensors, json.loads(header.get("__metadata__", {}).get("about", "{}"))
-        except (SafetensorError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.path / name} is damaged and cannot be read: {error}") from error
+            tensors, about = decode(data)
+        except ValueError as error:
+            raise RunError(f"{path} {error}{self._hint(error)}") from error
+        header = self._check(name, HEADERS[name], about)
+        if header["fingerprint"] != self.read_about()["fingerprint"]:
+            raise RunError(f"{path} is of a run on other data than {self.path}/config.json says")
+        return tensors, header
+
+    def load_best(self, model: nn.Module, stored_as: torch.dtype | None = None) -> int:
+        """Puts the weights of best.safetensors into a network.
+
+        Args:
+            model: the network; nothing of it changes where the weights do not fit.
+            stored_as: a dtype that float32 weights may be stored as.
+
+        Returns:
+            The epoch they are of.
+
+        Raises:
+            RunError: there are none, or they are damaged, not finite, or of another network.
+        """
+        weights, header = self.read_tensors("best.safetensors")
+        try:
+            check_tensors("weights", weights, model.state_dict(), stored_as=stored_as)
+        except ValueError as error:
+            raise RunError(f"{self.path}/best.safetensors does not fit this configuration: {error}") from error
+        model.load_state_dict(weights)
+        return header["epoch"]
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
@@ -237,13 +283,13 @@ class RunFolder:
         for number, line in enumerate([*lines, last], 1):
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict) and type(row.get("epoch")) is int:
-                rows.append(row)
-            elif number <= len(lines):
-                hint = "remove the line, whose numbers are lost"
-                raise RunError(f"{self.path}/metrics.jsonl is damaged: line {number} is no row of an epoch; {hint}")
+                check_row(row)
+            except (ValueError, RecursionError) as error:
+                if number <= len(lines):
+                    what = f"line {number} is no row of an epoch: {error}; remove the line, whose numbers are lost"
+                    raise RunError(f"{self.path}/metrics.jsonl is damaged: {what}") from error
+                break
+            rows.append(row)
         return rows
 
     def truncate_metrics(self, epochs: int) -> None:
@@ -262,6 +308,17 @@ class RunFolder:
             if not isinstance(known, dict):
                 raise RunError(f"{self.path}/results.json is damaged: it holds no object")
             self.write_json("results.json", {**known, key: value})
+
+    def read_results(self) -> dict[str, dict[str, Any]]:
+        """What results.json holds: a `Result` by what was measured; nothing where there is no file.
+
+        Raises:
+            RunError: it holds something else.
+        """
+        results = self.read_json("results.json", {})
+        if not isinstance(results, dict):
+            raise RunError(f"{self.path}/results.json is damaged: it holds no object")
+        return {key: self._check(f"results.json: {key}", Result, entry) for key, entry in results.items()}
 
     def remove_results(self) -> None:
         """Removes results.json, whose entries are of weights that training is about to replace."""
@@ -310,7 +367,7 @@ def publish(folder: RunFolder, name: str) -> Path:
         raise RunError(f"{target} is there already: remove it first, or choose another name")
     about = folder.read_about()
     weights, header = folder.read_tensors("best.safetensors")
-    results = folder.read_json("results.json", {})
+    results = folder.read_results()
     if about["config"].get("precision") == "bfloat16":
         weights |= {
             key: value.to(torch.bfloat16)

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+_STRICT: Any = {"strict": True, "allow_inf_nan": False}
+
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
 Units = Annotated[int, Interval(ge=1, le=8192)]
 """Units of a layer. The largest matrix is 256 MiB."""
 Seed = Annotated[int, Interval(ge=0, lt=2**31)]
@@ -43,8 +46,12 @@ def check_fields(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     return _check(_adapter(kind, False).validate_python, dict(fields))
 
 
-def check_stored(kind: type, value: Any) -> dict[str, Any]:
+def check_stored(kind: Any, value: Any) -> dict[str, Any]:
     """The same of what `json.loads` gave: arrays are given for tuples, and objects for dataclasses.
+
+    Args:
+        kind: a dataclass, a TypedDict or another annotation, `dict[str, float]` for instance.
+        value: what `json.loads` gave.
 
     Raises:
         ValueError: as of `check_fields`.
@@ -72,22 +79,28 @@ def _check(validate: Any, value: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _adapter(kind: type, stored: bool) -> TypeAdapter[dict[str, Any]]:
+def _adapter(kind: Any, stored: bool) -> TypeAdapter[dict[str, Any]]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(_typed_dict(kind, stored))
+    if _has_fields(kind):
+        return TypeAdapter(_typed_dict(kind, stored))
+    return TypeAdapter(kind, config=_STRICT)
+
+
+def _has_fields(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or is_typeddict(hint)
 
 
 def _typed_dict(kind: type, stored: bool) -> Any:
-    """A TypedDict of a class's annotations; nested dataclasses are TypedDicts too where it is of stored values."""
+    """A TypedDict of a class's annotations; so are classes within it where it is of stored values."""
     hints = get_type_hints(kind, include_extras=True)
     if dataclasses.is_dataclass(kind):
         hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for name, hint in hints.items():
         bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if stored and dataclasses.is_dataclass(bare):
-            hints[name] = _typed_dict(bare, stored)  # type: ignore[arg-type]
+        if stored and _has_fields(bare):
+            hints[name] = _typed_dict(bare, stored)
     make: Any = TypedDict
     made = make("Fields", hints)
-    made.__pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+    made.__pydantic_config__ = {**_STRICT, "extra": "forbid"}
     return made

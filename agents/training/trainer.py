@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,13 @@ from .allocator import keep_freed_memory
 from .config import NativeConfig, learning_rate
 from .distortion import with_distorted_copies
 from .environment import check_device, make_env
+from .fingerprint import Data, describe_data, fingerprint
 from .ranks import Ranks
 from .run_folder import RunError, RunFolder
+from .tensors import check_adam_state, check_tensors
+
+PARTS = ("model", "average", "optimizer")
+"""What last.safetensors holds tensors of, in names such as "model.core.weight_ih"."""
 
 
 class Trainer(ABC):
@@ -74,6 +80,11 @@ class Trainer(ABC):
         self.sums = torch.zeros(len(self.losses), dtype=torch.float64, device=self.env.device)  # of the epoch
         self.permutation, self.permuted_epoch = torch.empty(0), -1
         self.last_metrics: dict[str, Any] | None = None
+
+    @cached_property
+    def data(self) -> Data:
+        """What the run learns from."""
+        return describe_data(self.config.env_config)
 
     @property
     @abstractmethod
@@ -159,7 +170,8 @@ class Trainer(ABC):
                 self.best = (error, self.epoch)
                 if self.folder is not None and self.ranks.rank == 0:
                     weights = self.evaluated_model.state_dict()
-                    self.folder.write_tensors("best.safetensors", weights, {"epoch": self.epoch})
+                    header = {"epoch": self.epoch, "fingerprint": fingerprint(self.data)}
+                    self.folder.write_tensors("best.safetensors", weights, header)
         self.last_metrics = metrics
         if self.folder is not None:
             if self.ranks.rank == 0:
@@ -186,6 +198,7 @@ class Trainer(ABC):
         tensors |= {"generator": self.generator.get_state(), "sums": sums}
         about: dict[str, Any] = {"epoch": self.epoch, "update_in_epoch": self.update_in_epoch, "seconds": self.seconds}
         about |= {"best_error": self.best[0] if self.best[1] else None, "best_epoch": self.best[1]}
+        about["fingerprint"] = fingerprint(self.data)
         self.folder.write_tensors("last.safetensors", tensors, about)
 
     def load(self) -> None:
@@ -200,39 +213,41 @@ class Trainer(ABC):
             anew = f"--like {self.folder.path} --init {self.folder.path} begins another run with its best weights"
             raise RunError(f"{self.folder.path} cannot go on: last.safetensors is missing; {anew}")
         tensors, about = self.folder.read_tensors("last.safetensors")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
             if part in parts:
                 parts[part][rest] = value
-        optimizer = self.optimizer.state_dict()
-        for key, value in parts["optimizer"].items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts.pop("optimizer").items():
             number, _, name = key.partition(".")
-            optimizer["state"].setdefault(int(number), {})[name] = value
+            state.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
+        others = {key: value for key, value in tensors.items() if key.partition(".")[0] not in PARTS}
         try:
-            self.model.load_state_dict(parts["model"])
-            if self.average is not None:
-                self.average.load_state_dict(parts["average"])
-            self.optimizer.load_state_dict(optimizer)
-            self.generator.set_state(tensors["generator"])
-            self.sums.copy_(tensors["sums"])
-            self.epoch, self.update_in_epoch = about["epoch"], about["update_in_epoch"]
-            self.seconds = about["seconds"]
-            self.best = (math.inf, 0) if about["best_error"] is None else (about["best_error"], about["best_epoch"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            check_tensors("weights", parts["model"], self.model.state_dict())
+            check_tensors("average", parts["average"], {} if self.average is None else self.average.state_dict())
+            check_tensors("others", others, {"generator": self.generator.get_state(), "sums": self.sums})
+            if about["epoch"] or about["update_in_epoch"] or state:  # the optimizer has none before the first update
+                check_adam_state(state, self.optimizer)
+        except ValueError as error:
             raise RunError(f"{self.folder.path}/last.safetensors does not fit its config.json: {error}") from error
-        is_whole = type(self.epoch) is int and type(self.update_in_epoch) is int
-        if not (
-            is_whole and 0 <= self.epoch <= self.config.epochs and 0 <= self.update_in_epoch < self.updates_per_epoch
-        ):
-            place = f"update {self.update_in_epoch} after epoch {self.epoch}"
+        if not (about["epoch"] <= self.config.epochs and about["update_in_epoch"] < self.updates_per_epoch):
+            place = f"update {about['update_in_epoch']} after epoch {about['epoch']}"
             whole = f"{self.config.epochs} epochs of {self.updates_per_epoch} updates"
             raise RunError(f"{self.folder.path}/last.safetensors is of {place}, and the run has {whole}")
-        if self.best[1]:
-            epoch = self.folder.read_tensors("best.safetensors")[1].get("epoch", 0)
-            if epoch < self.best[1]:  # it is newer where a kill came before last.safetensors was written
-                place = f"of epoch {epoch}, and the best so far was epoch {self.best[1]}"
+        if about["best_epoch"]:
+            epoch = self.folder.read_tensors("best.safetensors")[1]["epoch"]
+            if epoch < about["best_epoch"]:  # it is newer where a kill came before last.safetensors was written
+                place = f"of epoch {epoch}, and the best so far was epoch {about['best_epoch']}"
                 raise RunError(f"{self.folder.path}/best.safetensors is {place}: put that one back")
+        self.model.load_state_dict(parts["model"])
+        if self.average is not None:
+            self.average.load_state_dict(parts["average"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(others["generator"])
+        self.sums.copy_(others["sums"])
+        self.epoch, self.update_in_epoch, self.seconds = about["epoch"], about["update_in_epoch"], about["seconds"]
+        self.best = (math.inf, 0) if about["best_error"] is None else (about["best_error"], about["best_epoch"])
 
     def begin_with(self, other: RunFolder) -> None:
         """Takes the best weights of another run of this agent.
@@ -241,11 +256,7 @@ class Trainer(ABC):
             RunError: they are missing, damaged, or of a network of another form.
         """
         other.read_config(self.agent)
-        weights, _ = other.read_tensors("best.safetensors")
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise RunError(f"{other.path}/best.safetensors does not fit this configuration: {error}") from error
+        other.load_best(self.model, torch.bfloat16)
 
     @property
     def epoch_seed(self) -> int:
