@@ -1,4 +1,4 @@
-"""The examples and every snippet of the README run."""
+"""The examples and every snippet and command of the README and of docs/ run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 import yaml
+from PIL import Image
 
 import ram_gym
 from agents.cli import main
 from ram_gym import TASKS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_examples_are_short_and_all_are_run_here() -> None:
     paths = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
     elsewhere = {"reinforce": 250}  # by tests/test_reinforce_example.py; it is a whole algorithm
-    here = {"compare_policies", "plug_in_your_policy", "quickstart", "random_agent", "sb3_recurrent_ppo"}
+    here = {"compare_policies", "draw_tasks", "plug_in_your_policy", "quickstart", "random_agent", "sb3_recurrent_ppo"}
     assert paths == here | set(elsewhere)
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= elsewhere.get(path.stem, 80)
@@ -81,8 +83,22 @@ def test_sb3_recurrent_ppo_is_the_same_after_loading(tmp_path: Path) -> None:
     assert learned == loaded < 97
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
-def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_tasks(tmp_path: Path) -> None:
+    from examples.draw_tasks import WIDTH, draw_task
+
+    picture = Image.open(draw_task("digits", tmp_path))
+    assert picture.width == WIDTH
+    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50
+
+
+# docs/algorithm.md quotes examples/reinforce.py; tests/test_reinforce_example.py compares them.
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, number) for page in PAGES if page.stem != "algorithm" for number in range(len(blocks(page, "python")))],
+    ids=lambda value: value.name if isinstance(value, Path) else str(value),
+)
+def test_python_snippets_run(page: Path, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snippet = blocks(page, "python")[number]
     monkeypatch.chdir(tmp_path)
     # Shown for MNIST, run on the digits, which need no download.
     if "pretrained:mnist-28" in snippet:
@@ -94,36 +110,39 @@ def test_python_snippets_of_the_readme(snippet: str, tmp_path: Path, monkeypatch
     runpy.run_path(str(tmp_path / "snippet.py"))
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [line.split("#")[0].split() for line in lines if "-m agents" in line]
 
 
-def test_agent_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Each as written, but for the task and the length: run on the digits, for an epoch."""
+def test_the_readme_shows_commands() -> None:
+    assert len(commands(PAGES[0])) > 3
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_agent_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One after the other, as written but for the task and the length: on the digits, for an epoch."""
     monkeypatch.chdir(tmp_path)
-    assert commands(), "the README shows no command"
-    for command in commands():
+    for command in commands(page):
         arguments = command[command.index("agents") + 1 :]
-        if "--data-root" in arguments:
-            at = arguments.index("--data-root")
-            del arguments[at : at + 2]
         # Trained weights are of MNIST, which need not be here; tests/test_pretrained.py evaluates them.
         arguments = ["runs/ram" if word.startswith("pretrained:") else word for word in arguments]
         arguments = ["digits" if word in TASKS else word for word in arguments]
-        if arguments[:2] == ["train", "ram"] and "--resume" not in arguments and "--help" not in arguments:
+        if arguments[:2] == ["train", "ram"] and "--resume" not in arguments:
             arguments += ["--epochs", "1", "--hidden-size", "8"]
-        if arguments[:2] in (["train", "cnn"], ["train", "mlp"]) and "--help" not in arguments:
+        if arguments[:2] in (["train", "cnn"], ["train", "mlp"]):
             arguments += ["--epochs", "1"]
         if arguments[:2] in (["train", "ppo-lstm"], ["train", "ppo"]):
             arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
-        if "--help" in arguments:
-            continue
-        if "cuda" in arguments and not torch.cuda.is_available():
-            arguments = ["cpu" if word == "cuda" else word for word in arguments if word != "--cuda-graph"]
         main(arguments)
     assert "Traceback" not in capsys.readouterr().err
     sys.stdout.flush()
+
+
+def test_links_between_pages_lead_to_files() -> None:
+    for page in [*PAGES, ROOT / "RESULTS.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_the_readme_lists_every_task() -> None:
