@@ -14,9 +14,9 @@ from agents.ram.config import RamConfig, preset
 from agents.ram.graph import WARM_UP_RUNS
 from agents.ram.learner import Learner
 from agents.ram.network import RecurrentAttentionModel
-from agents.ram.rollout import make_env
 from agents.ram.training import Trainer
 from agents.ram.unrolled import unroll
+from agents.training.environment import make_env
 from ram_gym import get_task
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
