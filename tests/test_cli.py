@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.cli import main
-from agents.training.run_folder import RunFolder
+from agents.training.run_folder import RunError, RunFolder
 from ram_gym.files import escape_markdown
 from tests.test_files import full_disk
 
@@ -311,7 +311,8 @@ def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any)
     found = output(capsys, "evaluate", str(copy), "--json")
     assert json.loads(found)["episodes"] == 358, "what was measured is shown though it cannot be kept"
     (copy / "metrics.jsonl").write_text("12\n")
-    assert RunFolder(copy).read_metrics() == []
+    with pytest.raises(RunError, match="line 1 is no row of an epoch"):
+        RunFolder(copy).read_metrics()
     mode = (copy / "config.json").stat().st_mode
     assert (copy / "best.safetensors").stat().st_mode == (copy / "last.safetensors").stat().st_mode == mode
 
