@@ -194,8 +194,8 @@ def test_a_number_that_does_not_fit_its_data_is_damage(run: Path) -> None:
         ({"fingerprint": "abc"}, ": fingerprint: String should have at least 64 characters"),
         ({"data": {**about["data"], "num_classes": 1.0}}, ": data.num_classes must be a valid integer, got 1.0"),
         ({"data": {}}, ": data.num_classes is missing (5 more)"),
-        ({"data": None}, ": data must be a valid dictionary, got None"),
-        ({"hardware": 3}, ": hardware must be a valid dictionary, got 3"),
+        ({"data": None}, ": data must be an object, got None"),
+        ({"hardware": 3}, ": hardware must be an object, got 3"),
         ({"agent": None}, ": agent must be a valid string, got None"),
         ({"colour": 1}, ": colour is no field of this version, got 1"),
     ):

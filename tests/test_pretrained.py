@@ -35,7 +35,7 @@ def test_some_are_held() -> None:
 def test_held_ones_are_small_and_name_no_folder_of_a_machine(name: str) -> None:
     assert (PRETRAINED_FOLDER / name / "best.safetensors").stat().st_size < LIMIT
     about = find_run(f"pretrained:{name}").read_about()
-    assert about["config"]["data_root"] is None
+    assert about["config"]["env_config"]["data_root"] is None
 
 
 @pytest.mark.mnist

@@ -106,7 +106,7 @@ def test_what_is_no_run_or_damaged_is_refused(runs: dict[str, RunFolder], tmp_pa
     for text, message in (
         ("[]", "holds no object"),
         ("{", "is damaged"),
-        ('{"validation": 3}', "validation: it must be a valid dictionary, got 3"),
+        ('{"validation": 3}', "validation: it must be an object, got 3"),
         ('{"test single": {"error_percent": "low"}}', "test single: error_percent must be a valid number, got 'low'"),
     ):
         (runs["a"].path / "results.json").write_text(text)
