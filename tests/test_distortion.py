@@ -71,5 +71,5 @@ def test_a_pass_shows_every_image_once_as_it_is_or_as_a_copy() -> None:
     assert plain.env.num_images == 1080
     plain.env.reset(options={"index": index[:60] % 1080, "scene_seed": 0})
     assert np.array_equal(plain.env.canvases.numpy(), own.images[index[:60] % 1080])
-    with pytest.raises(ValueError, match="distorted_copies must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="distorted_copies must be greater than or equal to 0, got -1"):
         dataclasses.replace(config, distorted_copies=-1)
