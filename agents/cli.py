@@ -20,7 +20,7 @@ from .analysis.probe import probe_runs
 from .analysis.summary import summarise
 from .ram.config import PRESETS, RamConfig, preset
 from .ram.training import train
-from .registry import load_run
+from .registry import RENAMED, load_run
 from .terminal import command_ending, say
 from .training.command import ResumeEpochs, close_training, parse_training
 from .training.environment import describe_environment, make_env
@@ -188,18 +188,18 @@ def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar
     print(publish(find_run(run), name))
 
 
-def train_ppo_lstm(arguments: list[str]) -> None:
+def train_sb3_ppo_lstm(arguments: list[str]) -> None:
     """Train Stable-Baselines3's RecurrentPPO, on rewards alone."""
     from .sb3.command import train_sb3
 
-    train_sb3("ppo-lstm", arguments)
+    train_sb3("sb3-ppo-lstm", arguments)
 
 
-def train_ppo(arguments: list[str]) -> None:
-    """Train Stable-Baselines3's PPO, the memoryless control of ppo-lstm."""
+def train_sb3_ppo(arguments: list[str]) -> None:
+    """Train Stable-Baselines3's PPO, the memoryless control of sb3-ppo-lstm."""
     from .sb3.command import train_sb3
 
-    train_sb3("ppo", arguments)
+    train_sb3("sb3-ppo", arguments)
 
 
 def train_cnn(arguments: list[str]) -> None:
@@ -216,7 +216,8 @@ def train_mlp(arguments: list[str]) -> None:
     train_full_image("mlp", arguments)
 
 
-TRAINERS = {"ram": train_ram, "ppo-lstm": train_ppo_lstm, "ppo": train_ppo, "cnn": train_cnn, "mlp": train_mlp}
+TRAINERS = {"ram": train_ram, "sb3-ppo-lstm": train_sb3_ppo_lstm, "sb3-ppo": train_sb3_ppo}
+TRAINERS |= {"cnn": train_cnn, "mlp": train_mlp}
 
 
 def main(arguments: list[str]) -> None:
@@ -228,6 +229,10 @@ def main(arguments: list[str]) -> None:
     with command_ending():
         if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
             TRAINERS[arguments[1]](arguments[2:])
+        elif arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in RENAMED:
+            raise ValueError(
+                f"Stable-Baselines3's {arguments[1]} is trained by: python -m agents train {RENAMED[arguments[1]]}"
+            )
         elif arguments[:1] == ["train"]:
             _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
         else:

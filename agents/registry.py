@@ -11,7 +11,10 @@ from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
 
 from .training.config import TrainConfig
 from .training.fingerprint import Data, is_other_data
-from .training.run_folder import RunError, RunFolder
+from .training.run_folder import MIGRATE, RunError, RunFolder
+
+RENAMED = {"ppo": "sb3-ppo", "ppo-lstm": "sb3-ppo-lstm"}
+"""What agents are called whose name was another in older versions."""
 
 
 class TrainedRun(NamedTuple):
@@ -40,7 +43,7 @@ class TrainedRun(NamedTuple):
 
 def config_class(agent: str) -> type[TrainConfig] | None:
     """The class of an agent's configuration; None where there is no such agent."""
-    if agent in ("ppo", "ppo-lstm"):
+    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
         from .sb3.config import Sb3Config
 
         return Sb3Config
@@ -64,7 +67,7 @@ def read_config(folder: RunFolder) -> TrainConfig:
     agent = folder.read_agent()
     kind = config_class(agent)
     if kind is None:
-        raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
+        raise _unknown(folder, agent)
     return folder.read_as(kind, agent)
 
 
@@ -74,7 +77,7 @@ def preset(agent: str, task: str) -> TrainConfig:
     Raises:
         ValueError: there is no such agent, or no such task.
     """
-    if agent in ("ppo", "ppo-lstm"):
+    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
         from .sb3.config import preset as preset_of
 
         return preset_of(cast(Any, agent), task)
@@ -89,6 +92,11 @@ def preset(agent: str, task: str) -> TrainConfig:
     return preset_of_ram(task)
 
 
+def _unknown(folder: RunFolder, agent: str) -> RunError:
+    hint = f": {MIGRATE} {folder.path} brings an older run up to date" if agent in RENAMED else ""
+    return RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version{hint}")
+
+
 def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
@@ -100,7 +108,7 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
     """
     about = folder.read_about()
     agent, data = about["agent"], about["data"]
-    if agent in ("ppo", "ppo-lstm"):
+    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
         from .sb3 import policy as playing
 
         policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
@@ -116,7 +124,7 @@ def load_run(folder: RunFolder, device: str | None = None, data_root: str | None
 
         return TrainedRun(folder.path, full_config, data, epoch, make_full_image_policy, looks=False)
     if agent != "ram":
-        raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
+        raise _unknown(folder, agent)
     from .ram import rollout
 
     model, config, epoch = rollout.load_model(folder, device, data_root)

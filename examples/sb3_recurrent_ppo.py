@@ -1,6 +1,6 @@
 """Stable-Baselines3's RecurrentPPO on a glimpse task: learn, measure on the fixed test scenes, save and load.
 
-This short it learns little; `python -m agents train ppo-lstm` learns more. Needs `pip install 'ram_gym[sb3]'`.
+This short it learns little; `python -m agents train sb3-ppo-lstm` learns more. Needs `pip install 'ram_gym[sb3]'`.
 
     python -m examples.sb3_recurrent_ppo [STEPS]
 """

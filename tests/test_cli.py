@@ -319,7 +319,7 @@ def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any)
 
 @pytest.mark.parametrize(("package", "extras"), [("stable_baselines3", "agents,sb3"), ("tyro", "agents")])
 def test_a_missing_package_is_named_with_what_installs_it(package: str, extras: str) -> None:
-    code = f"import runpy, sys; sys.modules['{package}'] = None; sys.argv[1:] = ['train', 'ppo']; "
+    code = f"import runpy, sys; sys.modules['{package}'] = None; sys.argv[1:] = ['train', 'sb3-ppo']; "
     command = [sys.executable, "-c", code + "runpy.run_module('agents', run_name='__main__')"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2

@@ -132,7 +132,7 @@ def test_agent_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
             arguments += ["--epochs", "1", "--hidden-size", "8"]
         if arguments[:2] in (["train", "cnn"], ["train", "mlp"]):
             arguments += ["--epochs", "1"]
-        if arguments[:2] in (["train", "ppo-lstm"], ["train", "ppo"]):
+        if arguments[:2] in (["train", "sb3-ppo-lstm"], ["train", "sb3-ppo"]):
             arguments += ["--total-timesteps", "100", "--n-envs", "8", "--hidden-size", "8"]
         main(arguments)
     assert "Traceback" not in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_curves_are_those_of_the_metrics(tmp_path: Path) -> None:
     for epoch, error in ((1, 50.0), (2, None), (3, 5.0), (4, 0.0)):
         error_there = {} if error is None else {"validation_error_percent": error}
         ram.append_metrics({"epoch": epoch, "scenes": epoch * 1000, **error_there})
-    ppo.create("ppo", Sb3Config(algorithm="ppo", env_config=GlimpseConfig(num_glimpses=4)), DATA)
+    ppo.create("sb3-ppo", Sb3Config(algorithm="sb3-ppo", env_config=GlimpseConfig(num_glimpses=4)), DATA)
     ppo.append_metrics({"epoch": 1, "steps": 400_000, "validation_error_percent": 80.0})
     curves = {"ram": read_curve(ram), "_ppo": read_curve(ppo)}
     assert curves["ram"].tolist() == [[1000, 50], [3000, 5], [4000, 0]]

@@ -166,11 +166,11 @@ def test_another_environment_is_refused_or_marked(run: Path, capsys: Any) -> Non
     assert "3 glimpses" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("agent", ["ram", "ppo"])
+@pytest.mark.parametrize("agent", ["ram", "sb3-ppo"])
 def test_a_run_does_not_go_on_with_other_data(agent: str, run: Path, capsys: Any, tmp_path: Path) -> None:
-    if agent == "ppo":
+    if agent == "sb3-ppo":
         run = tmp_path / "ppo"
-        config = Sb3Config(algorithm="ppo", n_envs=8, total_timesteps=48, evaluate_every=48, n_epochs=1)
+        config = Sb3Config(algorithm="sb3-ppo", n_envs=8, total_timesteps=48, evaluate_every=48, n_epochs=1)
         train_sb3(config, RunFolder(run))
     data = describe_data(DIGITS)
     for split, word in (("train", "train images"), ("validation", "validation images"), ("environment", "environment")):
@@ -206,10 +206,12 @@ def test_a_number_that_does_not_fit_its_data_is_damage(run: Path) -> None:
         assert line.startswith(f"{run}/config.json{message}"), line
 
 
-@pytest.mark.parametrize("agent", ["ram", "cnn", "ppo"])
+@pytest.mark.parametrize("agent", ["ram", "cnn", "sb3-ppo"])
 def test_weights_are_loaded_without_data(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"ram": ["--hidden-size", "8"], "cnn": ["--channels", "2", "2"], "ppo": ["--hidden-size", "8"]}[agent]
-    short = ["--total-timesteps", "48", "--n-envs", "8"] if agent == "ppo" else ["--epochs", "1", "--batch-size", "512"]
+    sizes = {"ram": ["--hidden-size", "8"], "cnn": ["--channels", "2", "2"], "sb3-ppo": ["--hidden-size", "8"]}[agent]
+    short = (
+        ["--total-timesteps", "48", "--n-envs", "8"] if agent == "sb3-ppo" else ["--epochs", "1", "--batch-size", "512"]
+    )
     words = ["--num-clutter", "2", "--canvas-size", "40"]
     main(["train", agent, "--task", "digits", *words, *sizes, *short, "--out", str(tmp_path)])
     with_data = load_run(RunFolder(tmp_path))

@@ -167,7 +167,10 @@ def test_training_speed_is_the_ratio_of_medians_by_precision_and_threads(root: P
 
 
 def test_recurrent_and_plain_agents_are_compared_at_equal_time(root: Path) -> None:
-    for name, agent, times in (("ppo-lstm-reward", "ppo-lstm", (40, 90, 150)), ("ppo-reward", "ppo", (30, 100))):
+    for name, agent, times in (
+        ("ppo-lstm-reward", "sb3-ppo-lstm", (40, 90, 150)),
+        ("ppo-reward", "sb3-ppo", (30, 100)),
+    ):
         config = registered_preset(agent, "digits")
         folder = make_run(root, f"sb3/digits/{name}", config, trained(5.0, **{"test single": evaluation(700)}), agent)
         for epoch, seconds in enumerate(times, 1):

@@ -37,10 +37,11 @@ from ram_gym import GlimpseVectorEnv, get_task, wrappers
 HYPERPARAMS = Path(policies.__file__).parent / "hyperparams"
 SMALL: dict[str, Any] = {"task": "digits", "n_envs": 8, "hidden_size": 16, "glimpse_hidden_size": 8}
 SHORT: dict[str, Any] = {**SMALL, "total_timesteps": 4 * 96, "evaluate_every": 96}
-ALGORITHMS = ["ppo-lstm", "ppo"]
+ALGORITHMS = ["sb3-ppo-lstm", "sb3-ppo"]
+FILES = {"sb3-ppo-lstm": "ppo_lstm.yml", "sb3-ppo": "ppo.yml"}
 
 
-def small_model(algorithm: str = "ppo-lstm", **options: Any) -> Any:
+def small_model(algorithm: str = "sb3-ppo-lstm", **options: Any) -> Any:
     config = Sb3Config(algorithm=algorithm, **{**SMALL, **options})  # type: ignore[arg-type]
     return make_model(config, make_env(config, config.env_config, config.n_envs, shaped=True))
 
@@ -113,7 +114,7 @@ def test_the_auxiliary_loss_adds_its_gradient_and_nothing_else(algorithm: str, a
     torch.testing.assert_close(found, plain, rtol=0, atol=0)
     torch.testing.assert_close(entropy, same_entropy, rtol=0, atol=0)
     weights = list(
-        policy.lstm_actor.parameters() if algorithm == "ppo-lstm" else policy.mlp_extractor.policy_net.parameters()
+        policy.lstm_actor.parameters() if algorithm == "sb3-ppo-lstm" else policy.mlp_extractor.policy_net.parameters()
     )
     ours = torch.autograd.grad(found.sum(), weights)
     outputs = network_outputs(policy, seen)
@@ -236,7 +237,7 @@ def test_fields_that_do_not_fit_are_refused(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_hyperparameter_files_are_the_presets(algorithm: str) -> None:
-    held = yaml.safe_load((HYPERPARAMS / f"{algorithm.replace('-', '_')}.yml").read_text())
+    held = yaml.safe_load((HYPERPARAMS / FILES[algorithm]).read_text())
     expected = {get_task(task).env_id: preset(algorithm, task).hyperparameters() for task in PRESETS}  # type: ignore[arg-type]
     assert held == expected
 
@@ -244,7 +245,7 @@ def test_hyperparameter_files_are_the_presets(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_hyperparameter_files_train_with_their_own_algorithms(algorithm: str) -> None:
     """Reads them as RL Zoo does: wrappers and policy by name, schedules as text, many single environments."""
-    options = yaml.safe_load((HYPERPARAMS / f"{algorithm.replace('-', '_')}.yml").read_text())["RamGym/Digits-v0"]
+    options = yaml.safe_load((HYPERPARAMS / FILES[algorithm]).read_text())["RamGym/Digits-v0"]
 
     def wrap(env: Any) -> Any:
         for entry in options["env_wrapper"]:
@@ -256,7 +257,7 @@ def test_hyperparameter_files_train_with_their_own_algorithms(algorithm: str) ->
     policy = getattr(policies, options["policy"].removeprefix("agents.sb3.network."))
     known = {key: options[key] for key in ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "policy_kwargs")}
     rate = float(options["learning_rate"].removeprefix("lin_"))
-    make = RecurrentPPO if algorithm == "ppo-lstm" else PPO
+    make = RecurrentPPO if algorithm == "sb3-ppo-lstm" else PPO
     model = make(policy, env, batch_size=12, learning_rate=lambda left: rate * left, seed=0, **known)
     before = model.policy.action_net.weight.detach().clone()
     model.learn(24)
@@ -363,7 +364,7 @@ def test_runs_of_both_are_compared(runs: dict[str, Path], capsys: Any) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_keeps_stable_baselines3s_habits(runs: dict[str, Path], algorithm: str) -> None:
     assert "sb3-contrib" in RunFolder(runs[algorithm]).read_json("config.json")["versions"]
-    make = RecurrentPPO if algorithm == "ppo-lstm" else PPO
+    make = RecurrentPPO if algorithm == "sb3-ppo-lstm" else PPO
     model = make.load(runs[algorithm] / "best_model.zip", custom_objects={})
     config = Sb3Config.from_dict(RunFolder(runs[algorithm]).read_config(algorithm))
     env = make_env(config, config.env_config.replace(split="validation"), 3)
@@ -389,16 +390,19 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
-    lstm = str(runs["ppo-lstm"])
-    assert "not of 'ppo'" in refusal(capsys, "train", "ppo", "--resume", lstm)
+    lstm = str(runs["sb3-ppo-lstm"])
+    assert "not of 'sb3-ppo'" in refusal(capsys, "train", "sb3-ppo", "--resume", lstm)
     assert "not of 'ram'" in refusal(capsys, "train", "ram", "--resume", lstm)
-    assert "holds a run already" in refusal(capsys, "train", "ppo-lstm", "--task", "digits", "--out", lstm)
-    assert "task must be one of" in refusal(capsys, "train", "ppo", "--task", "imagenet")
-    assert "gamma must be less than or equal to 1, got 1.5" in refusal(capsys, "train", "ppo", "--gamma", "1.5")
+    assert "holds a run already" in refusal(capsys, "train", "sb3-ppo-lstm", "--task", "digits", "--out", lstm)
+    assert "task must be one of" in refusal(capsys, "train", "sb3-ppo", "--task", "imagenet")
+    assert "gamma must be less than or equal to 1, got 1.5" in refusal(capsys, "train", "sb3-ppo", "--gamma", "1.5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
-        assert "start it without torchrun" in refusal(capsys, "train", "ppo", "--task", "digits")
-    assert "Unrecognized" in refusal(capsys, "train", "ppo", "--algorithm", "ppo-lstm")
+        assert "start it without torchrun" in refusal(capsys, "train", "sb3-ppo", "--task", "digits")
+    for old in ("ppo", "ppo-lstm"):
+        said = refusal(capsys, "train", old, "--task", "digits")
+        assert said == f"error: Stable-Baselines3's {old} is trained by: python -m agents train sb3-{old}\n"
+    assert "Unrecognized" in refusal(capsys, "train", "sb3-ppo", "--algorithm", "sb3-ppo-lstm")
     copy = tmp_path / "copy"
     shutil.copytree(lstm, copy)
     (copy / "best_model.zip").write_bytes(b"no zip")
@@ -411,6 +415,6 @@ def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, caps
 
 
 def test_recurrent_ppo_learns_to_name_digits() -> None:
-    config = dataclasses.replace(preset("ppo-lstm", "digits"), total_timesteps=60_000, evaluate_every=60_000)
+    config = dataclasses.replace(preset("sb3-ppo-lstm", "digits"), total_timesteps=60_000, evaluate_every=60_000)
     result = train(dataclasses.replace(config, auxiliary_weight=1.0))
     assert result.validation_error_percent < 75, "chance is 90"

@@ -122,7 +122,9 @@ def test_code_in_the_policy_is_not_run(run: RunFolder, tmp_path: Path, capsys: A
         with pytest.raises(SystemExit) as stopped:
             main(command)
         assert stopped.value.code == 2
-        assert "is damaged and cannot be read" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said.endswith("is damaged and cannot be read: policy.pth must hold tensors and nothing else\n")
+        assert said.count("\n") == 1
     assert not mark.exists()
     assert {file.name: file.read_bytes() for file in run.path.iterdir()} == before
 

@@ -50,7 +50,9 @@ def runs(tmp_path: Path) -> dict[str, RunFolder]:
             RamConfig(env_config=GlimpseConfig(dataset="kmnist"), locator="scan"),
             {"validation single": {}},
         ),
-        "ppo": make_run(tmp_path / "ppo", "ppo", Sb3Config(algorithm="ppo", task="digits"), found(9.0, steps=6_000)),
+        "ppo": make_run(
+            tmp_path / "ppo", "sb3-ppo", Sb3Config(algorithm="sb3-ppo", task="digits"), found(9.0, steps=6_000)
+        ),
         "cnn": make_run(tmp_path / "cnn", "cnn", FullImageConfig(), None),
     }
 
@@ -72,7 +74,7 @@ def test_the_markdown_table(runs: dict[str, RunFolder]) -> None:
         "| `a`, `b`, `c` | ram | cluttered-60, overwrite, 5 glimpses | 3 | 1.00, 2.50, 4.00 (2.50 ± 1.50) "
         "| 2.00, -, 7.00 (4.50 ± 3.54) | 1.50, -, - (1.50 ± -) | 1,000 | 1.5, 1.5, 1.5 |",
         "| `scan` | ram, scan locator | mnist-28, kmnist | 1 | - | - | - | - | - |",
-        "| `ppo` | ppo | digits | 1 | 9.00 | - | - | 1,000 | 1.5 |",  # 6 glimpses, so 6 steps a scene
+        "| `ppo` | sb3-ppo | digits | 1 | 9.00 | - | - | 1,000 | 1.5 |",  # 6 glimpses, so 6 steps a scene
         "| `cnn` | cnn | mnist-28 | 1 | - | - | - | - | - |",
     ]
 

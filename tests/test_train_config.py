@@ -17,10 +17,11 @@ import agents.sb3.command
 from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import PRESETS, RamConfig, preset
-from agents.registry import read_config
+from agents.registry import load_run, read_config
 from agents.sb3.config import Sb3Config
 from agents.training.config import TrainConfig, nearest_task
 from agents.training.fingerprint import describe_data
+from agents.training.migrate import name_library
 from agents.training.run_folder import FORMAT, RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, get_task
 from ram_gym.tasks import Task
@@ -29,7 +30,7 @@ DATA = describe_data(GlimpseConfig(dataset="digits"))
 CONFIGS: dict[str, TrainConfig] = {
     "ram": RamConfig(),
     "cnn": FullImageConfig(),
-    "ppo-lstm": Sb3Config(),
+    "sb3-ppo-lstm": Sb3Config(),
 }
 ENVIRONMENT = {
     "dataset": "mnist",
@@ -68,7 +69,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.parametrize("agent", ["ram", "cnn", "mlp", "ppo", "ppo-lstm"])
+@pytest.mark.parametrize("agent", ["ram", "cnn", "mlp", "sb3-ppo", "sb3-ppo-lstm"])
 def test_every_field_of_the_environment_is_an_option_of_every_agent(agent: str, begin: Any) -> None:
     assert {*ENVIRONMENT, "split"} == {field.name for field in dataclasses.fields(GlimpseConfig)}
     words = [word for name, value in ENVIRONMENT.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -103,7 +104,7 @@ def test_a_task_without_settings_gets_those_of_the_nearest(
     assert near(canvas_size=200, num_clutter=6, num_scales=4) in ("cluttered-100", "cluttered-100x8")
     assert [nearest_task(name, PRESETS) for name in PRESETS] == list(PRESETS)
     near(canvas_size=64, **foveated)
-    for agent in ("ram", "mlp", "ppo"):
+    for agent in ("ram", "mlp", "sb3-ppo"):
         capsys.readouterr()
         config = begin(agent, "--task", "new")
         (line,) = capsys.readouterr().err.splitlines()
@@ -240,8 +241,25 @@ def test_older_runs_are_migrated_and_refused_until_then(tmp_path: Path, capsys: 
     assert ram == RamConfig(task="cluttered-60", env_config=env_config, hidden_size=9)
     assert cnn == FullImageConfig(channels=(4, 8))
     env_config = get_task("digits").config.replace(num_glimpses=4)
-    assert ppo == Sb3Config(algorithm="ppo", n_envs=8, seed=3, env_config=env_config)
+    assert ppo == Sb3Config(algorithm="sb3-ppo", n_envs=8, seed=3, env_config=env_config)
     assert RunFolder(tmp_path / "deep" / "ram").read_about()["command"] == ["x"]
+
+
+def test_stable_baselines3s_agents_are_renamed_and_refused_until_then(tmp_path: Path, capsys: Any) -> None:
+    folder, config = RunFolder(tmp_path), Sb3Config(algorithm="sb3-ppo", seed=3)
+    folder.create("sb3-ppo", config, describe_data(config.env_config))
+    new = folder.read_about()
+    folder.write_json("config.json", {**new, "agent": "ppo", "config": {**new["config"], "algorithm": "ppo"}})
+    message = "a run of 'ppo', which is no agent of this version: python -m agents migrate"
+    for read in (read_config, load_run):
+        with pytest.raises(RunError, match=message):
+            read(folder)
+    for changed in (1, 0):
+        main(["migrate", str(tmp_path)])
+        assert capsys.readouterr().out == f"1 runs, of which {changed} were brought up to date\n"
+        assert folder.read_about() == new
+    native = {"agent": "ppo", "config": {"seed": 3}}
+    assert name_library(native) == native, "an agent of that name that is not Stable-Baselines3's"
 
 
 def test_what_migration_cannot_bring_up_to_date_is_named_and_left(tmp_path: Path, capsys: Any) -> None:

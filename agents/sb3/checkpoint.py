@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pickle
 import zipfile
 from typing import Annotated, Any
 
@@ -126,4 +127,7 @@ def _read_tensors(archive: zipfile.ZipFile, name: str, limit: int) -> Any:
         # torch.save compresses nothing, so that what is unpacked is no larger than what was read.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in inner.infolist()):
             raise ValueError(f"{name} must not be compressed")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose message, of many lines, advises to trust the file
+        raise ValueError(f"{name} must hold tensors and nothing else") from error

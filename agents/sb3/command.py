@@ -1,4 +1,4 @@
-"""The commands `python -m agents train ppo-lstm` and `train ppo`."""
+"""The commands `python -m agents train sb3-ppo-lstm` and `train sb3-ppo`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..training.progress import show_progress
 from .config import PRESETS, Algorithm, Sb3Config, preset
 from .training import train
 
-_NAMES = {"ppo-lstm": "RecurrentPPO", "ppo": "PPO"}
+_NAMES = {"sb3-ppo-lstm": "RecurrentPPO", "sb3-ppo": "PPO"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ResumeSb3(Resume):
 
 
 def train_sb3(algorithm: Algorithm, arguments: list[str]) -> None:
-    """Runs `train ppo-lstm` or `train ppo`.
+    """Runs `train sb3-ppo-lstm` or `train sb3-ppo`.
 
     Raises:
         ValueError: several processes were started.

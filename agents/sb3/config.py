@@ -12,7 +12,7 @@ from annotated_types import Interval
 from ..training.config import TrainConfig, nearest_task
 from ..training.schema import Count, NotNegative, Positive, Share, Units
 
-Algorithm = Literal["ppo-lstm", "ppo"]
+Algorithm = Literal["sb3-ppo-lstm", "sb3-ppo"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Sb3Config(TrainConfig):
         ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
-    algorithm: Annotated[Algorithm, tyro.conf.Suppress] = "ppo-lstm"
+    algorithm: Annotated[Algorithm, tyro.conf.Suppress] = "sb3-ppo-lstm"
     """RecurrentPPO, or PPO, its memoryless control."""
     task: str = "digits"
     """Task to learn; see the README's table."""
@@ -112,7 +112,7 @@ class Sb3Config(TrainConfig):
         """
         size = self.hidden_size
         network: dict[str, Any] = {"net_arch": {"pi": [size, size], "vf": [size]}}
-        if self.algorithm == "ppo-lstm":
+        if self.algorithm == "sb3-ppo-lstm":
             network = {"net_arch": {"pi": [], "vf": [64]}, "lstm_hidden_size": size}
         network["location_gradient"] = self.location_gradient
         network["features_extractor_kwargs"] = {"hidden_size": self.glimpse_hidden_size, "features_dim": size}
@@ -139,7 +139,7 @@ class Sb3Config(TrainConfig):
         }
 
 
-_POLICIES = {"ppo-lstm": "GlimpseLstmPolicy", "ppo": "GlimpsePolicy"}
+_POLICIES = {"sb3-ppo-lstm": "GlimpseLstmPolicy", "sb3-ppo": "GlimpsePolicy"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"total_timesteps": 500_000},

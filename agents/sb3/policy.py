@@ -70,7 +70,7 @@ def make_model(config: Sb3Config, env: GlimpseVecEnv) -> LabelledPPO | LabelledR
         del options[key]
     options["policy"], options["policy_kwargs"] = _policy(config)
     options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
-    make = LabelledRecurrentPPO if config.algorithm == "ppo-lstm" else LabelledPPO
+    make = LabelledRecurrentPPO if config.algorithm == "sb3-ppo-lstm" else LabelledPPO
     set_random_seed(config.seed)
     return make(env=env, seed=config.seed, device=config.device, **options)
 
@@ -108,7 +108,7 @@ class Sb3Policy:
         policy: GlimpsePolicy | GlimpseLstmPolicy,
         env: GlimpseVectorEnv,
         config: Sb3Config,
-        name: str = "ppo",
+        name: str = "sb3-ppo",
         locator: ScriptedLocator | None = None,
     ) -> None:
         self.policy, self.name, self.locator = policy, name, locator
@@ -149,7 +149,7 @@ def make_policy(
     config: Sb3Config,
     env: GlimpseVectorEnv,
     locator: str | None = None,
-    name: str = "ppo",
+    name: str = "sb3-ppo",
 ) -> Sb3Policy:
     """The policy that answers with a network and looks where it says, or a scripted locator."""
     if locator is None:
@@ -176,7 +176,7 @@ def load_policy(folder: RunFolder, device: str | None = None, data_root: str | N
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
     """
-    config = folder.read_as(Sb3Config, "ppo-lstm", "ppo")
+    config = folder.read_as(Sb3Config, "sb3-ppo-lstm", "sb3-ppo")
     config = config.moved(device, find_data_root(config.env_config, data_root))
     blank = make_blank_env(config, folder.read_about()["data"], "numpy")
     env = GlimpseVecEnv(wrap_actions(blank, config), add_progress=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from ram_gym import get_task
 
-from ..registry import config_class
+from ..registry import RENAMED, config_class
 from .config import TrainConfig
 from .environment import find_data_root
 from .files import RunError, read_file, replace_file
@@ -48,9 +48,10 @@ def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
         RunError: its config.json is damaged, or of no agent or a field that this version knows.
         DatasetError: its data is not there, or damaged.
     """
-    about = folder.read_json("config.json")
-    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+    stored = folder.read_json("config.json")
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise RunError(f"{folder.path}/config.json is damaged: it holds no configuration")
+    about = name_library(stored)
     agent = str(about.get("agent"))
     kind = config_class(agent)
     if kind is None:
@@ -64,7 +65,7 @@ def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
         data = describe_data(config.moved(None, find_data_root(config.env_config, data_root)).env_config)
         parts |= {"fingerprint": fingerprint(data), "data": data}
     migrated = {**parts, **about} | parts
-    is_changed = json.loads(json.dumps(migrated)) != about
+    is_changed = json.loads(json.dumps(migrated)) != stored
     if is_changed:
         folder.write_json("config.json", migrated)
     for name in HEADERS:
@@ -72,6 +73,17 @@ def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
     for path in folder.path.glob("*_model.zip"):
         is_changed |= _migrate_zip(path, migrated["fingerprint"])
     return is_changed
+
+
+def name_library(about: dict[str, Any]) -> dict[str, Any]:
+    """Stable-Baselines3's agents had the plain names of their algorithms: `ppo` for `sb3-ppo`.
+
+    They are told by their configuration, which alone has a field `algorithm` with the agent's name.
+    """
+    agent = str(about.get("agent"))
+    if agent not in RENAMED or about["config"].get("algorithm") != agent:
+        return about
+    return {**about, "agent": RENAMED[agent], "config": {**about["config"], "algorithm": RENAMED[agent]}}
 
 
 def _migrate_config(kind: type[TrainConfig], fields: dict[str, Any], version: int) -> TrainConfig:
