@@ -1,4 +1,4 @@
-"""Locations in [-1, 1]^2 and pixels, and what lies beyond the border.
+"""Locations in [-1, 1]^2 and pixels, and what lies beyond the border. Public: `from ram_gym.coordinates import ...`.
 
 A location is always (x, y): x to the right, y down, (-1, -1) the canvas's top-left corner and (0, 0) its centre. A
 pixel coordinate is measured from the same corner, so pixel column j covers [j, j + 1). Everything outside the
@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from array_api_compat import array_namespace
+
+__all__ = ["clip_locations", "location_to_pixel", "patch_centres", "patch_origins", "pixel_to_location"]
 
 Array = Any
 """A NumPy array or a PyTorch tensor; functions return the kind they are given."""

@@ -15,22 +15,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ram_gym import drawing
+from ram_gym.coordinates import location_to_pixel
 from ram_gym.evaluation import Evaluation
 from ram_gym.statistics import wilson_percent
 
 _INK = "#010203"  # replaced by the page's own text colour
-_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINES = ("-", "--", "-.", ":")
-_ALARM = (213, 94, 0)
 _STYLE = {
+    **drawing.STYLE,
     "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -39,8 +36,6 @@ _STYLE = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "legend.frameon": False,
     "grid.color": _INK,
     "grid.alpha": 0.15,
@@ -73,7 +68,7 @@ def plot_accuracy(evaluations: Named) -> str:
             values = np.array(counts) * 100 / evaluation.episodes
             bounds = np.array([wilson_percent(count, evaluation.episodes) for count in counts]).T
             spread = np.abs(bounds - values)
-            axes.errorbar(glimpses, values, spread, label=_short(name), capsize=2, **_line(number))
+            axes.errorbar(glimpses, values, spread, label=_short(name), capsize=2, **drawing.line(number, marked=True))
         axes.set_ylabel("accuracy in %")
         axes.set_xlim(0.7, last + 0.3)  # all glimpses, even if every policy has one mark only, at the last
         _by_glimpse(axes)
@@ -86,7 +81,7 @@ def plot_distance(evaluations: Named) -> str:
     with _figure() as (_, axes, finish):
         for number, (name, evaluation) in enumerate(evaluations):
             values = evaluation.distance_by_glimpse_pixels or []
-            axes.plot(range(1, len(values) + 1), values, label=_short(name), **_line(number))
+            axes.plot(range(1, len(values) + 1), values, label=_short(name), **drawing.line(number, marked=True))
         axes.set_ylabel("distance in canvas pixels")
         axes.set_ylim(bottom=0)
         _by_glimpse(axes)
@@ -101,7 +96,7 @@ def plot_class_error(evaluations: Named) -> str:
         for number, (name, evaluation) in enumerate(evaluations):
             errors = np.array(evaluation.class_error_percent, float)[classes]  # NaN for None
             shift = (number - (len(evaluations) - 1) / 2) * 0.6 / len(evaluations)
-            style = {**_line(number), "linestyle": "none"}
+            style = {**drawing.line(number, marked=True), "linestyle": "none"}
             axes.plot(np.arange(len(errors)) + shift, errors, label=_short(name), **style)
         axes.set_xlabel("class")
         axes.set_ylabel("error in %")
@@ -132,7 +127,7 @@ def looks_percent(evaluation: Evaluation) -> np.ndarray:
     """
     size, cells = evaluation.env_config.canvas_size, _num_cells(evaluation)
     chosen = evaluation.locations[:, 1:] if evaluation.locations.shape[1] > 1 else evaluation.locations
-    x, y = ((chosen.reshape(-1, 2).numpy() + 1) * size / 2).T
+    x, y = location_to_pixel(chosen.reshape(-1, 2).numpy(), size).T
     counts, _, _ = np.histogram2d(y, x, bins=cells, range=((0, size), (0, size)))
     return 100 * counts / counts.sum()
 
@@ -156,7 +151,7 @@ def plot_confusion(evaluation: Evaluation) -> str:
     totals = evaluation.labels.bincount(minlength=evaluation.num_classes).numpy()[classes, None]
     wrong = confusion * (1 - np.eye(num, dtype=np.int64)) / np.maximum(totals, 1)
     shade = np.zeros((num, num, 4), np.uint8)
-    shade[..., :3] = _ALARM
+    shade[..., :3] = np.rint(255 * np.array(to_rgb(drawing.COLOURS[1])))
     shade[..., 3] = np.rint(220 * np.sqrt(wrong / max(wrong.max(), 1e-9)))
     with _figure(4.2, 3.9) as (_, axes, finish):
         axes.imshow(shade, interpolation="nearest")
@@ -217,17 +212,6 @@ def _svg(figure: Figure) -> str:
     return text.replace(_INK, "currentColor")
 
 
-def _line(number: int) -> dict[str, Any]:
-    """Colour, marker and line style of the policy of a number."""
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _LINES[number % len(_LINES)],
-        "markersize": 5,
-        "linewidth": 1.5,
-    }
-
-
 def _by_glimpse(axes: Any) -> None:
     axes.set_xlabel("glimpses taken")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -249,5 +233,5 @@ def _legend(axes: Any) -> None:
 
 def _short(name: str) -> str:
     """A name that fits, and that matplotlib does not hide for its leading underscore."""
-    cut = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+    cut = drawing.short_name(name, _LONGEST_NAME)
     return f"\N{ZERO WIDTH SPACE}{cut}" if not cut or cut.startswith("_") else cut

@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ram_gym import drawing
 from ram_gym.config import GlimpseConfig
-from ram_gym.coordinates import location_to_pixel, patch_origins
+from ram_gym.coordinates import location_to_pixel
 from ram_gym.files import write_file
 
 CANVAS_PIXELS = 420
 """The drawn canvas is as near to this many pixels wide as a whole number of pixels per canvas pixel allows."""
 _MARGIN, _CAPTION = 12, 34
-_BACKGROUND, _TEXT, _PATH = (24, 26, 32), (230, 232, 238), (255, 196, 64)
-_FIRST = (255, 255, 255)  # the first location's mark, so that the path's direction shows
-_RIGHT, _WRONG = (96, 220, 120), (255, 96, 96)
-_SCALES = ((72, 202, 255), (186, 120, 255), (255, 120, 190), (255, 160, 90), (160, 230, 90), (120, 150, 255))
 
 
 def render_frame(
@@ -58,7 +55,7 @@ def render_frame(
     patch_side = patch_zoom * config.patch_size
     width = left + side + 2 * _MARGIN + columns * patch_side + (columns - 1) * gap + _MARGIN
     height = max(side, rows * patch_side + (rows - 1) * gap)
-    image = Image.new("RGB", (width, top + height + _MARGIN), _BACKGROUND)
+    image = Image.new("RGB", (width, top + height + _MARGIN), drawing.BACKGROUND)
     draw = ImageDraw.Draw(image)
 
     image.paste(_picture(canvas, zoom), (left, top))
@@ -66,19 +63,19 @@ def render_frame(
     pen = ImageDraw.Draw(overlay)
     for scale in reversed(range(scales)):
         patch = config.patch_side(scale)
-        x, y = (patch_origins(location_to_pixel(path[-1:], size), patch)[0] * zoom).tolist()
+        x, y = (drawing.path_and_corners(path[-1:], config, scale)[1][0] * zoom).tolist()
         box = (x, y, x + patch * zoom - 1, y + patch * zoom - 1)
-        pen.rectangle(box, outline=(*_colour(scale), 255), width=3)
+        pen.rectangle(box, outline=drawing.scale_colour(scale), width=3)
     image.paste(overlay, (left, top), overlay)
     # On the frame itself, not on the overlay, so that marks at the canvas's edge are whole.
     points = [(left + x * zoom, top + y * zoom) for x, y in location_to_pixel(path, size).tolist()]
     if len(points) > 1:
-        draw.line(points, fill=_PATH, width=2)
+        draw.line(points, fill=drawing.PATH, width=2)
     for number, (x, y) in enumerate(points):
         is_last = number == len(points) - 1
         radius = 7 if is_last else 4
-        fill = _PATH if is_last else _FIRST if number == 0 else _BACKGROUND
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=_PATH, width=2)
+        fill = drawing.PATH if is_last else drawing.FIRST if number == 0 else drawing.BACKGROUND
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=drawing.PATH, width=2)
 
     channels = canvas.shape[0]
     patches = np.rint(glimpse * 255).astype(np.uint8).reshape(scales, channels, *glimpse.shape[1:])
@@ -87,13 +84,15 @@ def render_frame(
         x = left + side + 2 * _MARGIN + column * (patch_side + gap)
         y = top + row * (patch_side + gap)
         image.paste(_picture(patches[scale], patch_zoom), (x, y))
-        draw.rectangle((x - 3, y - 3, x + patch_side + 2, y + patch_side + 2), outline=_colour(scale), width=3)
+        draw.rectangle(
+            (x - 3, y - 3, x + patch_side + 2, y + patch_side + 2), outline=drawing.scale_colour(scale), width=3
+        )
 
-    caption, colour = f"glimpse {len(path)} of {config.num_glimpses}", _TEXT
+    caption, colour = f"glimpse {len(path)} of {config.num_glimpses}", drawing.TEXT
     if prediction is not None:
         is_right = prediction == label
         caption = f"answer {prediction}: right" if is_right else f"answer {prediction}: wrong, it is {label}"
-        colour = _RIGHT if is_right else _WRONG
+        colour = drawing.RIGHT_ON_DARK if is_right else drawing.WRONG_ON_DARK
     draw.text((left, _MARGIN - 2), caption, fill=colour, font=_font())
     return np.asarray(image)
 
@@ -128,12 +127,7 @@ def _picture(pixels: np.ndarray, zoom: int) -> Any:
     """uint8 (C, H, W), C 1 or 3, as an RGB image of H * zoom by W * zoom pixels."""
     from PIL import Image
 
-    rgb = np.broadcast_to(np.moveaxis(pixels, 0, -1), (*pixels.shape[1:], 3))
-    return Image.fromarray(rgb.repeat(zoom, axis=0).repeat(zoom, axis=1))
-
-
-def _colour(scale: int) -> tuple[int, int, int]:
-    return _SCALES[scale % len(_SCALES)]
+    return Image.fromarray(drawing.as_rgb(pixels).repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
 @cache

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ram_gym.coordinates import location_to_pixel, patch_origins
+from ram_gym import drawing
+from ram_gym.coordinates import location_to_pixel
 from ram_gym.evaluation import Evaluation
 from ram_gym.files import printable, write_file
 from ram_gym.tables import ComparisonTable
@@ -91,7 +92,9 @@ def write_report(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).get_template("report.html.jinja")
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = template.render(tasks=tasks, command=printable(command or ""), versions=_versions(), when=when)
+    text = template.render(
+        tasks=tasks, command=printable(command or ""), versions=_versions(), when=when, palette=drawing
+    )
     write_file(path, text)
 
 
@@ -161,11 +164,10 @@ def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: 
 
 def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
     env_config = evaluation.env_config
-    points = location_to_pixel(evaluation.locations[index], env_config.canvas_size)  # (T, 2)
     boxes = []
     for scale in range(env_config.num_scales):
-        side = env_config.patch_side(scale)
-        boxes.append((side, patch_origins(points, side).tolist()))
+        points, corners = drawing.path_and_corners(evaluation.locations[index], env_config, scale)
+        boxes.append((env_config.patch_side(scale), corners.tolist()))
     return {
         "name": name,
         "points": [(round(x, 2), round(y, 2)) for x, y in points.tolist()],
@@ -179,7 +181,7 @@ def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
 
 def _data_url(canvas: np.ndarray) -> str:
     """A canvas, uint8 (C, S, S), C 1 or 3, as the data URL of a PNG."""
-    pixels = canvas[0] if len(canvas) == 1 else np.moveaxis(canvas, 0, -1)
+    pixels = canvas[0] if len(canvas) == 1 else drawing.as_rgb(canvas)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -14,8 +14,8 @@ ORDER = [
     {"coordinates", "downloads", "files", "kernels"},
     {"arguments"},
     {"config"},
-    {"pyramids", "scenes", "datasets", "rendering", "statistics"},
-    {"retina", "rules"},
+    {"pyramids", "scenes", "datasets", "drawing", "statistics"},
+    {"retina", "rendering", "rules"},
     {"env"},
     {"vector_env"},
     {"wrappers", "evaluation"},
@@ -27,7 +27,7 @@ ORDER = [
     {"registration"},
     {"__init__"},
 ]
-PUBLIC_MODULES = {"adapters", "files", "wrappers"}
+PUBLIC_MODULES = {"adapters", "coordinates", "drawing", "files", "wrappers"}
 LAYER = {name: layer for layer, names in enumerate(ORDER) for name in names}
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ram_gym.drawing import STYLE, line, short_name
 from ram_gym.files import printable
 
 from ..registry import read_config
@@ -15,15 +16,6 @@ from ..training.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-"""Style of all figures of runs, for matplotlib's `rc_context`."""
-_COLOURS = ("#0077bb", "#d55e00", "#009e73", "#cc6fa5", "#8a6fd8", "#b58900", "#33a5d8", "#555555")
-_LINES = ("-", "--", "-.", ":")
 _LONGEST_NAME = 34
 
 
@@ -60,8 +52,8 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
         for number, name in enumerate(order):
             scenes, errors = curves[name].T
             best = f"{errors.min():5.2f}".replace(" ", "\N{FIGURE SPACE}")  # as wide as a digit
-            style = _line(number)
-            axes.plot(scenes, errors, label=f"{best}  {short_name(name)}", **style)
+            style = line(number)
+            axes.plot(scenes, errors, label=f"{best}  {short_name(name, _LONGEST_NAME)}", **style)
             axes.plot(scenes[errors.argmin()], errors.min(), "o", color=style["color"], markersize=4)
         _show_errors_by_factors(axes)
         ends = [curve[-1, 0] for curve in curves.values()]
@@ -100,10 +92,12 @@ def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
         figure = Figure(figsize=(9.5, max(3.4, 0.17 * len(runs) + 0.6)), layout="constrained")
         answers, looks = figure.subplots(1, 2)
         for number, (name, (accuracies, distances)) in enumerate(runs.items()):
-            style = _line(number)
+            style = line(number)
             steps = range(1, len(distances) + 1)
             last = f"{distances[-1]:4.1f}".replace(" ", "\N{FIGURE SPACE}")
-            looks.plot(steps, distances, marker="o", markersize=3, label=f"{last}  {short_name(name)}", **style)
+            looks.plot(
+                steps, distances, marker="o", markersize=3, label=f"{last}  {short_name(name, _LONGEST_NAME)}", **style
+            )
             if accuracies is not None:
                 answers.plot(steps, [100 - accuracy for accuracy in accuracies], marker="o", markersize=3, **style)
         _show_errors_by_factors(answers)
@@ -149,7 +143,7 @@ def draw_errors(
         for number, points in enumerate(errors.values()):
             places, values, bounds = (np.array(part) for part in zip(*points, strict=True))
             beside = 0.0 if joined else 0.08 * (number - (len(errors) - 1) / 2)
-            style = _line(number) if joined else {**_line(number), "linestyle": ""}
+            style = line(number) if joined else {**line(number), "linestyle": ""}
             spread = np.abs(bounds.T - values)
             drawn.append(axes.errorbar(places + beside, values, spread, marker="o", markersize=4, capsize=2, **style))
         _show_errors_by_factors(axes)
@@ -171,15 +165,3 @@ def _show_errors_by_factors(axes: Any) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-
-
-def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name that can be drawn: printable, and only its end if it is too long."""
-    name = printable(name)
-    return name if len(name) <= longest else "…" + name[1 - longest :]
-
-
-def _line(number: int) -> dict[str, Any]:
-    """Colour and line style of the line of a number."""
-    line = _LINES[number // len(_COLOURS) % len(_LINES)]
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": line, "linewidth": 1.2}

@@ -14,6 +14,8 @@ import tyro
 from torch import Tensor
 
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
+from ram_gym.coordinates import location_to_pixel
+from ram_gym.drawing import GREY, RIGHT, STYLE, WRONG, as_rgb, path_and_corners, short_name
 from ram_gym.files import write_file
 
 from ..registry import load_run
@@ -21,14 +23,13 @@ from ..terminal import say
 from ..training.environment import describe_environment, make_env
 from ..training.run_folder import RunFolder, find_run
 from .compare import Split, evaluate_with_progress
-from .curves import STYLE, Glimpses, draw_curves, draw_glimpses, read_curve, short_name
+from .curves import Glimpses, draw_curves, draw_glimpses, read_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS, MAX_SCENES = 4, 24
 WEIGHTS = ("best.safetensors", "best_model.zip")
-_RIGHT, _WRONG, _GREY = "#00734f", "#c22f00", "#777777"
 _BRIGHTNESS = 0.6  # of canvases, so that white lines show on white digits
 
 
@@ -202,9 +203,9 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     evaluation, env_config = played.evaluation, played.evaluation.env_config
     env = make_env(env_config, played.device, len(index))
     env.reset(options={"index": index.to(env.device)})
-    canvases = env.canvases.movedim(1, -1).cpu().numpy()  # (n, S, S, C)
+    canvases = env.canvases.cpu().numpy()  # (n, C, S, S)
     height, width = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images.shape[2:]
-    centres = (env.digit_locations.cpu().numpy() + 1) * (env_config.canvas_size / 2)  # (n, 2), in pixels
+    centres = location_to_pixel(env.digit_locations.cpu().numpy(), env_config.canvas_size)  # (n, 2)
     corners = (centres - (width / 2, height / 2)).round().astype(int)
     confidence = _confidence(played)
     rows = -(-len(index) // COLUMNS)
@@ -219,26 +220,24 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
             axes.set_axis_off()
         places = zip(grid.reshape(-1, 2), canvases, corners, index.tolist(), strict=False)
         for (axes, beside), canvas, (left, top), scene in places:
-            beside.imshow(_as_rgb(canvas[top : top + height, left : left + width]), interpolation="nearest")
+            beside.imshow(as_rgb(canvas[:, top : top + height, left : left + width]) / 255, interpolation="nearest")
             label, answer = int(evaluation.labels[scene]), int(evaluation.predictions[scene])
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
             _draw_scene(axes, canvas, path, env_config)
-            colour = _RIGHT if label == answer else _WRONG
+            colour = RIGHT if label == answer else WRONG
             axes.set_title(f"{label} → {answer} ({confidence[scene]:.2f})", color=colour, fontsize=9, pad=3)
-            axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=_GREY)
+            axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=GREY)
     return figure
 
 
 def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, env_config: GlimpseConfig) -> None:
-    """One canvas, uint8 (S, S, C), with a path, float32 (T, 2); points and squares are yellow first, purple last."""
+    """One canvas, uint8 (C, S, S), with a path, float32 (T, 2); points and squares are yellow first, purple last."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     size, side = env_config.canvas_size, env_config.patch_size
-    axes.imshow(_as_rgb(canvas, _BRIGHTNESS), extent=(0, size, size, 0), interpolation="nearest")
-    points = (path + 1) * (size / 2)  # (T, 2), in pixels
-    # An even patch is centred on a corner between pixels, an odd one on a pixel.
-    corners = (np.round(points) if side % 2 == 0 else np.floor(points)) - side // 2
+    axes.imshow(as_rgb(canvas) * _BRIGHTNESS / 255, extent=(0, size, size, 0), interpolation="nearest")
+    points, corners = path_and_corners(path, env_config)  # (T, 2)
     colours = colormaps["plasma"](np.linspace(0.95, 0.35, len(path)))
     axes.plot(*points.T, color="white", linewidth=0.8, alpha=0.8, clip_on=False)
     for number, (point, corner, colour) in enumerate(zip(points, corners, colours, strict=True)):
@@ -250,11 +249,6 @@ def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, env_config: Gli
         axes.text(*point, str(number + 1), **text)
     axes.set_xlim(0, size)
     axes.set_ylim(size, 0)
-
-
-def _as_rgb(image: np.ndarray, brightness: float = 1.0) -> np.ndarray:
-    """An image with one or three channels, uint8 (H, W, C), as matplotlib takes it: float64 (H, W, 3)."""
-    return np.broadcast_to(image, (*image.shape[:2], 3)) * brightness / 255
 
 
 def _confidence(played: Played) -> Tensor:

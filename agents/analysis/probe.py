@@ -15,6 +15,7 @@ import tyro
 from torchvision.transforms.v2.functional import resize
 
 from ram_gym import Evaluation, GlimpseConfig, GlimpseVectorEnv, load_dataset
+from ram_gym.coordinates import location_to_pixel
 from ram_gym.files import write_file
 
 from ..registry import TrainedRun, load_run
@@ -208,7 +209,7 @@ def overlaps(env: GlimpseVectorEnv) -> torch.Tensor:
         env.reset(options={"index": index})
         plain.reset(options={"index": index})
         changed = (env.canvases != plain.canvases).any(1)  # (N, S, S)
-        centres = (env.digit_locations + 1) * (env.config.canvas_size / 2)  # (N, 2), in pixels
+        centres = location_to_pixel(env.digit_locations, env.config.canvas_size)  # (N, 2)
         pixels = torch.arange(env.config.canvas_size, device=env.device) + 0.5
         inside = (pixels - centres[..., None]).abs() < side / 2  # (N, 2, S), of x and of y
         box = inside[:, 1, :, None] & inside[:, 0, None, :]
