@@ -26,9 +26,9 @@ from .training.command import ResumeEpochs, close_training, parse_training
 from .training.environment import describe_environment, make_env
 from .training.loop import Progress
 from .training.migrate import migrate
+from .training.pretrained import PRETRAINED, find_run, publish
 from .training.progress import format_training, show_progress
 from .training.ranks import join_ranks
-from .training.run_folder import PRETRAINED, find_run, publish
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ from agents.full_image.training import train as train_full_image
 from agents.ram.config import RamConfig
 from agents.ram.training import Trainer
 from agents.registry import load_run
-from agents.training.run_folder import PRETRAINED_FOLDER, RunError, RunFolder
+from agents.training.pretrained import PRETRAINED_FOLDER
+from agents.training.run_folder import RunError, RunFolder
 from agents.training.tensors import digest
 
 CONFIG = RamConfig(task="digits", epochs=2, batch_size=512, hidden_size=8, glimpse_hidden_size=4, locator_hidden_size=4)

@@ -127,7 +127,7 @@ def test_other_images_are_refused_or_marked(run: Path, split: str, capsys: Any) 
     change_config(run, **new)
     folder.write_tensors("best.safetensors", tensors, {**header, "fingerprint": new["fingerprint"]})
     path, gif = str(run), str(run / "x.gif")
-    line = f"error: {run} was trained on other data: {split} images differ; --other-data plays it all the same"
+    line = f"error: {run} was trained on other data, not the same {split} images; --other-data plays it all the same"
     on = ["--split", split]
     for command in (
         ["evaluate", path],
@@ -161,7 +161,9 @@ def test_another_environment_is_refused_or_marked(run: Path, capsys: Any) -> Non
     config = RunFolder(run).read_about()["config"]
     change_config(run, config={**config, "env_config": {**config["env_config"], "num_glimpses": 3}})
     line = refusal(capsys, "evaluate", str(run))
-    assert line.endswith(f"{run} was trained on other data: environment differ; --other-data plays it all the same")
+    assert line.endswith(
+        f"{run} was trained on other data, not the same environment; --other-data plays it all the same"
+    )
     main(["evaluate", str(run), "--other-data"])
     assert "3 glimpses" in capsys.readouterr().out
 
@@ -177,7 +179,7 @@ def test_a_run_does_not_go_on_with_other_data(agent: str, run: Path, capsys: Any
         new = {**data, split: "0" * 64}
         change_config(run, data=new, fingerprint=fingerprint(new))
         line = refusal(capsys, "train", agent, "--resume", str(run))
-        assert line.endswith(f"{run} was trained on other data: {word} differ; --like {run} begins another run")
+        assert line.endswith(f"{run} was trained on other data, not the same {word}; --like {run} begins another run")
     new = {**data, "test": "0" * 64}
     change_config(run, data=new, fingerprint=fingerprint(new))
     line = refusal(capsys, "train", agent, "--resume", str(run))

@@ -10,8 +10,9 @@ import torch
 
 from agents.cli import main
 from agents.ram.rollout import load_model
-from agents.training import run_folder as runs
-from agents.training.run_folder import PRETRAINED_FOLDER, RunError, RunFolder, find_run, publish
+from agents.training import pretrained
+from agents.training.pretrained import PRETRAINED_FOLDER, find_run, publish
+from agents.training.run_folder import RunError, RunFolder
 
 HELD = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
 LIMIT = 2_000_000
@@ -52,7 +53,7 @@ def test_held_ones_err_as_documented(name: str, capsys: pytest.CaptureFixture[st
 def test_a_published_run_is_found_by_name_and_evaluates_the_same(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "PRETRAINED_FOLDER", tmp_path / "pretrained")
+    monkeypatch.setattr(pretrained, "PRETRAINED_FOLDER", tmp_path / "pretrained")
     main(["publish", str(digits_run), "--name", "digits-16"])
     published = tmp_path / "pretrained" / "digits-16"
     assert sorted(path.name for path in published.iterdir()) == ["best.safetensors", "config.json", "results.json"]
@@ -79,7 +80,7 @@ def test_a_published_run_is_found_by_name_and_evaluates_the_same(
 def test_unknown_and_impossible_names_are_refused(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PRETRAINED_FOLDER", tmp_path / "pretrained")
+    monkeypatch.setattr(pretrained, "PRETRAINED_FOLDER", tmp_path / "pretrained")
     with pytest.raises(RunError, match="none, in this checkout, got 'pretrained:mnist-29'"):
         find_run("pretrained:mnist-29")
     with pytest.raises(RunError, match="name must be letters"):

@@ -21,7 +21,7 @@ from agents.training.config import learning_rate
 from agents.training.fingerprint import fingerprint
 from agents.training.loop import Progress
 from agents.training.run_folder import RunError, RunFolder
-from ram_gym import TASKS, GlimpseVectorEnv, evaluate
+from ram_gym import TASKS, GlimpseVectorEnv, evaluate, get_task
 
 TINY = {
     "epochs": 2,
@@ -199,6 +199,23 @@ def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch
         assert torch.equal(index[::2], index[1::2])
         assert len(set(index.tolist())) == len(index) // 2
     assert calls[0]["scene_seed"] == calls[1]["scene_seed"] != calls[per_epoch]["scene_seed"]
+
+
+def test_an_environment_with_a_scene_seed_shows_the_same_scenes_in_every_pass() -> None:
+    trainer = Trainer(
+        digits(batch_size=100, env_config=get_task("digits").config.replace(canvas_size=40, scene_seed=7))
+    )
+    seen: list[torch.Tensor] = []
+    for epoch in (0, 1):
+        trainer.epoch, trainer.update_in_epoch = epoch, 0
+        trainer.update()
+        order = trainer.permutation[:100].argsort()
+        seen += [trainer.permutation[:100][order], trainer.env.canvases[order]]
+    assert not torch.equal(seen[0], seen[2]), "the order is another one"
+    env = GlimpseVectorEnv(100, trainer.config.env_config, output="torch", autoreset_mode="Disabled")
+    for index, canvases in (seen[:2], seen[2:]):
+        env.reset(options={"index": index})
+        assert torch.equal(env.canvases, canvases)
 
 
 @pytest.mark.parametrize("core", ["rnn", "lstm"])

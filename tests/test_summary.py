@@ -15,7 +15,8 @@ from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig
 from agents.sb3.config import Sb3Config
 from agents.training.fingerprint import describe_data
-from agents.training.run_folder import RunFolder, find_run
+from agents.training.pretrained import find_run
+from agents.training.run_folder import RunFolder
 from ram_gym import GlimpseConfig, get_task
 
 DATA = describe_data(GlimpseConfig(dataset="digits"))

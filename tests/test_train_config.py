@@ -195,6 +195,14 @@ def test_a_stored_field_of_the_environment_is_checked_too(tmp_path: Path) -> Non
         (lambda: RamConfig(weight_average=1.0), "weight_average must be less than 1, got 1.0"),
         (lambda: RamConfig(env_config=GlimpseConfig(split="test")), "env_config.split must be 'train', got 'test'"),
         (lambda: RamConfig(env_config={}), "env_config must be an instance of GlimpseConfig, got {}"),  # type: ignore[arg-type]
+        (
+            lambda: RamConfig(env_config=GlimpseConfig(canvas_size=10**6)),
+            "canvas_size must be less than or equal to 4096, got 1000000",
+        ),
+        (
+            lambda: Sb3Config(env_config=GlimpseConfig(patch_size=10**6)),
+            "patch_size must be less than or equal to 512, got 1000000",
+        ),
         (lambda: FullImageConfig(channels=()), "channels: Tuple should have at least 1 item"),
         (lambda: Sb3Config(minibatches=10**6), "minibatches must be below 1536"),
         (lambda: Sb3Config(gamma=-0.1), "gamma must be greater than or equal to 0, got -0.1"),

@@ -19,8 +19,8 @@ from ..scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ..terminal import show_table
 from ..training.config import TrainConfig
 from ..training.environment import describe_environment, make_env
+from ..training.pretrained import find_run
 from ..training.progress import show_progress
-from ..training.run_folder import find_run
 
 BORROWED = "*"
 Split = Literal["test", "validation"]

@@ -21,7 +21,8 @@ from ram_gym.files import write_file
 from ..registry import load_run
 from ..terminal import say
 from ..training.environment import describe_environment, make_env
-from ..training.run_folder import RunFolder, find_run
+from ..training.pretrained import find_run
+from ..training.run_folder import RunFolder
 from .compare import Split, evaluate_with_progress
 from .curves import Glimpses, draw_curves, draw_glimpses, read_curve
 

@@ -22,7 +22,7 @@ from ..registry import TrainedRun, load_run
 from ..scripted import SCRIPTED_LOCATORS
 from ..terminal import show_table
 from ..training.environment import EVALUATION_LANES, describe_environment, make_env
-from ..training.run_folder import find_run
+from ..training.pretrained import find_run
 from .compare import Split, evaluate_with_progress
 from .curves import ErrorAt, draw_errors
 

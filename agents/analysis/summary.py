@@ -16,7 +16,8 @@ from ram_gym.files import printable, write_file
 
 from ..terminal import make_console, say
 from ..training.environment import describe_environment
-from ..training.run_folder import RunError, RunFolder, find_run
+from ..training.pretrained import find_run
+from ..training.run_folder import RunError, RunFolder
 from .cells import format_number, format_spread, markdown_table
 from .pages import stale_files
 from .results import WHERE_IT_RAN, RunNumbers, flatten, read_numbers

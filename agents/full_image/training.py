@@ -42,7 +42,7 @@ class Trainer(trainer.Trainer):
 
     def learn(self, index: Tensor) -> None:
         """Draws the scenes and learns to name them."""
-        self.env.reset(options={"index": index, "scene_seed": self.epoch_seed})
+        self.env.reset(options={"index": index, "scene_seed": self.scene_seed})
         labels = self.env.labels
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -77,7 +77,7 @@ class Trainer(trainer.Trainer):
     def learn(self, index: Tensor) -> None:
         """Plays the scenes, learns from what was played and averages weights."""
         index = index.repeat_interleave(self.config.rollouts)
-        scene_seed = torch.full((), self.epoch_seed, device=self.env.device)
+        scene_seed = torch.full((), self.scene_seed, device=self.env.device)
         std = torch.full((), location_std(self.config, self.done), device=self.env.device)
         self._run_step(index, scene_seed, std)
         self._average_weights()

@@ -194,7 +194,8 @@ def train(
 ) -> TrainResult:
     """Trains PPO or RecurrentPPO.
 
-    Never reads the test split. Ctrl-C (SIGINT, in the main thread) ends it; its last complete epoch is kept.
+    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT, in the main thread) ends it; its last complete epoch
+    is kept.
 
     Args:
         config: the run.

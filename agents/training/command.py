@@ -18,7 +18,8 @@ from ..terminal import say
 from .config import TrainConfig, nearest_task
 from .environment import find_data_root
 from .loop import TrainResult
-from .run_folder import RunFolder, find_run
+from .pretrained import find_run
+from .run_folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 from annotated_types import Interval
+from typing_extensions import TypedDict
 
 from ram_gym import GlimpseConfig, get_task
 
@@ -20,6 +21,14 @@ class _EnvironmentOptions(GlimpseConfig):
     # What the command line offers of an environment config: all but the split, which each command chooses.
     __doc__ = GlimpseConfig.__doc__
     split: Annotated[Literal["train"], tyro.conf.Suppress] = "train"
+
+
+class _Sizes(TypedDict):
+    # How large an environment can be that is trained in: larger ones fit into no memory.
+    canvas_size: Annotated[int, Interval(ge=1, le=4096)]
+    num_clutter: Annotated[int, Interval(ge=0, le=4096)]
+    num_glimpses: Annotated[int, Interval(ge=1, le=4096)]
+    patch_size: Annotated[int, Interval(ge=1, le=512)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,8 @@ class TrainConfig:
             object.__setattr__(self, "env_config", GlimpseConfig(**self.env_config.to_dict()))
         for name, value in check_fields(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        sizes = {name: getattr(self.env_config, name) for name in _Sizes.__annotations__}
+        check_fields(_Sizes, sizes)
         if self.env_config.split != "train":
             raise ValueError(f"env_config.split must be 'train', got {self.env_config.split!r}")
 

@@ -77,7 +77,7 @@ def is_other_data(data: Data, env_config: GlimpseConfig, splits: Iterable[str], 
         if digest_of_split(env_config, split) != dict(data)[split]:
             others.append(f"{split} images")
     if others and instead is not None:
-        raise ValueError(f"{path} was trained on other data: {' and '.join(others)} differ; {instead}")
+        raise ValueError(f"{path} was trained on other data, not the same {' and '.join(others)}; {instead}")
     return bool(others)
 
 

@@ -60,8 +60,8 @@ def run_training(
 ) -> TrainResult:
     """Trains to the end, or until it is stopped.
 
-    Never reads the test split. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after the running update, with
-    a checkpoint; with several ranks, after an update that they agree on.
+    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after
+    the running update, with a checkpoint; with several ranks, after an update that they agree on.
 
     Args:
         make: makes the trainer of the configuration, folder and ranks.

@@ -260,5 +260,11 @@ class Trainer(ABC):
 
     @property
     def epoch_seed(self) -> int:
-        """Seed of the scenes of this pass and of their order."""
+        """Seed of this pass: of the order of its scenes, and of the scenes."""
         return self.config.seed * 2**20 + self.epoch
+
+    @property
+    def scene_seed(self) -> int:
+        """Seed of the scenes of this pass: its own, unless the environment config has one."""
+        fixed = self.config.env_config.scene_seed
+        return self.epoch_seed if fixed is None else fixed
