@@ -29,6 +29,7 @@ from .training.migrate import migrate
 from .training.pretrained import PRETRAINED, find_run, publish
 from .training.progress import format_training, show_progress
 from .training.ranks import join_ranks
+from .training.seeds import train_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +229,8 @@ def main(arguments: list[str]) -> None:
     """
     with command_ending():
         if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
-            TRAINERS[arguments[1]](arguments[2:])
+            if not train_seeds(arguments[1], arguments[2:]):
+                TRAINERS[arguments[1]](arguments[2:])
         elif arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in RENAMED:
             raise ValueError(
                 f"Stable-Baselines3's {arguments[1]} is trained by: python -m agents train {RENAMED[arguments[1]]}"

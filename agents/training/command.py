@@ -21,6 +21,8 @@ from .loop import TrainResult
 from .pretrained import find_run
 from .run_folder import RunFolder
 
+_SEVERAL = "\n\nWith --seeds 0-2 --out DIR it trains DIR/seed-0, seed-1 and seed-2, with --jobs 2 two at a time."
+
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
@@ -130,7 +132,7 @@ def parse_training(
             args=arguments,
             default=begin(defaults),
             prog=prog,
-            description=inspect.cleandoc(begin.__doc__ or "").replace("{name}", name),
+            description=inspect.cleandoc(begin.__doc__ or "").replace("{name}", name) + _SEVERAL,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         config = options.config
