@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import agents.cli
+import agents.full_image.command
+import agents.sb3.command
 from agents.analysis.pages import stale_files
 from agents.registry import read_config
 from agents.training.run_folder import RunFolder
@@ -48,6 +52,24 @@ def test_a_run_lies_at_group_task_name_seed_and_holds_what_its_metrics_say(path:
         if test is not None:
             assert (test["task"], test["episodes"]) == (task, 358 if task == "digits" else 10_000)
             assert test["error_percent"] == 100 * test["errors"] / test["episodes"]
+
+
+class _Begun(Exception):
+    """Training would begin now, with this configuration."""
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_command_repeats_a_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(config: Any, *_: Any, **__: Any) -> None:
+        raise _Begun(config)
+
+    for module in (agents.cli, agents.full_image.command, agents.sb3.command):
+        monkeypatch.setattr(module, "train", begin)
+    folder = RunFolder(path)
+    with pytest.raises(_Begun) as begun:
+        agents.cli.main(["train", folder.read_agent(), "--like", str(path)])
+    (config,) = begun.value.args
+    assert config == read_config(folder)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "compare").glob("*.json")), ids=lambda path: path.stem)
