@@ -2,6 +2,8 @@
 
 import os
 
+PACKAGE = __name__
+"""Name of this package: agents in a checkout, ram_gym.agents where pip installed it."""
 PROGRAM = "python -m agents" if __name__ == "agents" else "ram-gym"
 """How a user calls the command line, for what it prints."""
 

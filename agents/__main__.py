@@ -19,5 +19,11 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 signal.signal(signal.SIGINT, _handler)
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """The command `ram-gym`."""
     main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run()

@@ -2,181 +2,188 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import json as json_text
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
-import torch
 import tyro
 
-from ram_gym import save_gif
-from ram_gym.files import printable
+from ram_gym import get_task
 
-from .analysis.compare import ProtocolName, Split, compare_policies, evaluate_with_progress
+from . import PACKAGE, PROGRAM
+from .analysis.compare import compare_policies
+from .analysis.evaluate import evaluate_run
 from .analysis.figures import draw_figures
 from .analysis.probe import probe_runs
 from .analysis.summary import summarise
-from .ram.config import PRESETS, RamConfig, preset
-from .ram.training import train
-from .registry import RENAMED, load_run
+from .analysis.watch import watch
+from .registry import AGENTS, RENAMED, get_agent
 from .terminal import command_ending, say
-from .training.command import ResumeEpochs, close_training, parse_training
-from .training.environment import describe_environment, make_env
+from .training.config import TrainConfig, nearest_task
+from .training.environment import find_data_root
 from .training.loop import Progress
 from .training.migrate import migrate
-from .training.pretrained import PRETRAINED, find_run, publish
+from .training.pretrained import find_run, publish
 from .training.progress import format_training, show_progress
 from .training.ranks import join_ranks
+from .training.run_folder import RunFolder
 from .training.seeds import train_seeds
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+_DESCRIPTION = """Train {title}.
+
+The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to a
+folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume RUN`
+(alone, or with --data-root) continues a stopped run; it resumes bit-exactly. With --epochs it goes on longer, if its
+schedules are constant; `--like RUN --init RUN` trains on from its best weights.
+
+With --seeds 0-2 --out DIR it trains DIR/seed-0, seed-1 and seed-2, with --jobs 2 two at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainRam:
-    """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE.
+class TrainOptions(Generic[Config]):
+    """The options that begin a run."""
 
-    The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to
-    a folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume
-    RUN` (alone, or with --data-root) continues a stopped run; it resumes bit-exactly. With --epochs it goes on
-    longer, if its schedules are constant; `--like RUN --init RUN` trains on from its best weights.
-    """
-
-    config: RamConfig
+    config: Config
     out: Path | None = None
-    """Folder to write the run to; default: runs/ram-TASK-SEED."""
+    """Folder to write the run to; default: runs/AGENT-TASK-SEED."""
     like: Path | None = None
     """Run folder, or pretrained:NAME, whose options are the defaults instead of the task's preset."""
     init: Path | None = None
     """Run folder, or pretrained:NAME, whose best weights training begins with instead of random ones."""
 
 
-def train_ram(arguments: list[str]) -> None:
-    """Train a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE."""
-    training = parse_training(
-        "ram",
-        arguments,
-        TrainRam,
-        preset,
-        presets=PRESETS,
-        default_task=RamConfig.task,
-        resume=ResumeEpochs,
-        name="RAM",
-    )
-    config = training.config
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run that was stopped, with the configuration it was begun with. It resumes bit-exactly."""
+
+    resume: Path
+    """Folder of the run."""
+    data_root: str | None = None
+    """Folder with the datasets, if it is not where the run was begun."""
+    epochs: int | None = None
+    """Last epoch, to go on longer than the run was begun for. Only a run whose learning rate and everything else are
+    constant can."""
+
+
+class Training(NamedTuple):
+    """A run that is to begin or to go on."""
+
+    config: TrainConfig
+    folder: RunFolder
+    is_resumed: bool
+    init: RunFolder | None
+    """The run whose weights it begins with."""
+
+
+def train(name: str, arguments: list[str]) -> None:
+    """`python -m agents train NAME ARGUMENTS`.
+
+    Raises:
+        ValueError: there is no agent of that name, or several processes were started for one that trains in one.
+        RunError: see `parse_training`, and `agents.training.loop.run_training`.
+        SystemExit: 2 for wrong arguments, 130 where training was interrupted.
+    """
+    agent = get_agent(name)
+    if train_seeds(name, arguments):
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not agent.CONFIG.shares_batches:
+        raise ValueError(f"train {name} runs in one process: start it without torchrun")
+    config, folder, is_resumed, init = parse_training(name, arguments)
+    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {config.task}: {folder.path}"
     with join_ranks(config.device) as ranks, ExitStack() as stack:
-        report = stack.enter_context(show_progress(training.title)) if ranks.rank == 0 else None
+        show = stack.enter_context(show_progress(title)) if ranks.rank == 0 else None
 
         def on_progress(progress: Progress) -> None:
-            text = format_training(progress.epoch, progress.epochs, progress.images_per_second, progress.last_metrics)
-            if report is not None:
-                report(progress.done, text, progress.seconds_left)
+            if show is not None:
+                show(progress.done, format_training(progress), progress.seconds_left)
 
-        result = train(
-            config,
-            training.folder,
-            resume=training.is_resumed,
-            init=training.init,
-            on_progress=on_progress,
-            ranks=ranks,
-        )
-    if ranks.rank == 0:
-        close_training(training, result)
-    elif not result.is_complete:
+        result = agent.train(config, folder, resume=is_resumed, init=init, on_progress=on_progress, ranks=ranks)
+    if ranks.rank == 0 and result.is_complete:
+        error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
+        say(f"Done: {error}. Next: {PROGRAM} evaluate {folder.path}")
+    elif ranks.rank == 0:
+        say(f"Interrupted and saved. To go on: {PROGRAM} train {name} --resume {folder.path}")
+    if not result.is_complete:
         raise SystemExit(130)
 
 
-def evaluate_run(
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
-    protocol: ProtocolName = "single",
-    split: Split = "test",
-    data_root: str | None = None,
-    device: str = "cpu",
-    other_data: bool = False,
-    json: bool = False,
-) -> None:
-    """Evaluate a trained run on fixed scenes, and add the result to its results.json (not to a pretrained run's).
+def parse_training(name: str, arguments: list[str]) -> Training:
+    """What the arguments of `train NAME` ask for.
 
-    Args:
-        run: The run's folder, or pretrained:NAME.
-        protocol: One rollout a scene, or log-probabilities averaged over 10 rollouts from different first locations.
-        split: The test split, or the validation split, on which the best checkpoint was chosen.
-        data_root: Folder with the datasets; default: the one that the run was trained with.
-        device: PyTorch device, "cpu" or "cuda".
-        other_data: Measure it though the environment or the images are not those that it learned from; what is printed
-            and stored says so.
-        json: Print a JSON object and nothing else.
+    With --like and --task the environment is the task's and all else the run's.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 0 after --help.
+        RunError: --resume or --like names no run of this agent.
+        ValueError: both are given.
     """
-    trained = load_run(find_run(run), device, data_root)
-    env_config = trained.config.env_config.replace(split=split)
-    is_other = trained.is_other_data(env_config, other_data)
-    env = make_env(env_config, device)
-    policy = trained.make_policy(env, None, str(run))
-    evaluation = evaluate_with_progress(policy, env, trained.config.task, protocol)
-    result = {**evaluation.to_dict(), "epoch": trained.epoch} | ({"other_data": True} if is_other else {})
-    if not str(run).startswith(PRETRAINED):
-        try:
-            find_run(run).add_result(f"{split} {protocol}{' other data' * is_other}", result)
-        except (OSError, ValueError) as error:
-            say(f"not written to results.json: {error}")
-    if json:
-        print(json_text.dumps(result))
-        return
-    low, high = evaluation.interval_percent
-    print(
-        f"{describe_environment(evaluation.task, env.config)}, {split} split, {protocol} protocol: "
-        f"error {evaluation.error_percent:.2f}% ({evaluation.errors} of {evaluation.episodes}), "
-        f"95% interval {low:.2f} to {high:.2f}%{', on other data than it learned from' * is_other}"
+    agent, prog = get_agent(name), f"{PROGRAM} train {name}"
+    command = [*_launcher(), "-m", PACKAGE, "train", name, *arguments]
+    given = {argument.partition("=")[0] for argument in arguments}
+    if {"--resume", "--like"} <= given:
+        raise ValueError("--resume goes on with a run and --like begins another: give one of them")
+    if "--resume" in given:
+        resume = tyro.cli(ResumeOptions, args=arguments, prog=prog)
+        folder = RunFolder(resume.resume, command)
+        config = folder.read_as(agent.CONFIG, name)
+        config = config.moved(None, find_data_root(config.env_config, resume.data_root))
+        if resume.epochs is not None:
+            config = _lengthen(config, resume.epochs, f"{prog} --like {folder.path} --init {folder.path}")
+        return Training(config, folder, True, None)
+
+    # --like, or else --task, decides what the other options default to, wherever it stands.
+    finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--task", default=agent.CONFIG.task)
+    finder.add_argument("--like")
+    first, _ = finder.parse_known_args(arguments)
+    if first.like is None:
+        defaults = agent.preset(first.task, name)
+        nearest = nearest_task(first.task, agent.PRESETS[name])
+        if nearest != first.task and os.environ.get("RANK", "0") == "0":
+            say(f"{first.task} has no preset for {name}: it gets that of {nearest}")
+    else:
+        defaults = find_run(first.like).read_as(agent.CONFIG, name)
+        env_config = get_task(first.task).config if "--task" in given else defaults.env_config
+        # The data folder was another machine's.
+        defaults = dataclasses.replace(defaults, env_config=env_config.replace(data_root=None))
+    options = tyro.cli(
+        TrainOptions[agent.CONFIG],  # type: ignore[name-defined]
+        args=arguments,
+        default=TrainOptions(defaults),
+        prog=prog,
+        description=_DESCRIPTION.replace("{title}", AGENTS[name].title),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
+    path = options.out or Path("runs") / f"{name}-{options.config.task}-{options.config.seed}"
+    init = None if options.init is None else find_run(options.init)
+    return Training(options.config, RunFolder(path, command), False, init)
 
 
-def watch(
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
-    gif: Path,
-    episodes: int = 6,
-    first: int = 0,
-    split: Split = "test",
-    data_root: str | None = None,
-    other_data: bool = False,
-    milliseconds: int = 450,
-) -> None:
-    """Draw a run's episodes as a GIF: canvas, locations, glimpses and answers.
+def _lengthen(config: TrainConfig, epochs: int, instead: str) -> TrainConfig:
+    """The configuration with another number of epochs.
 
-    Args:
-        run: The run's folder, or pretrained:NAME.
-        gif: File to write.
-        episodes: Number of scenes, shown one after the other.
-        first: Index of the first scene in the split.
-        split: Split of the scenes.
-        data_root: Folder with the datasets; default: the one that the run was trained with.
-        other_data: Play it though the environment or the images are not those that it learned from.
-        milliseconds: Time that each glimpse is shown for.
+    Raises:
+        ValueError: what a run does in an epoch depends on how many there are; `instead` is what to do then.
     """
-    trained = load_run(find_run(run), "cpu", data_root)
-    env_config = trained.config.env_config.replace(split=split)
-    is_other = trained.is_other_data(env_config, other_data)
-    env = make_env(env_config, "cpu", max(episodes, 1))
-    policy = trained.make_policy(env, None, str(run))
-    if episodes < 1 or not 0 <= first <= env.num_images - episodes:
-        raise ValueError(f"first must lie in 0 to {env.num_images} - episodes, got first {first}, episodes {episodes}")
-    if not 20 <= milliseconds <= 60_000:
-        raise ValueError(f"milliseconds must lie in 20 to 60000, got {milliseconds}")
-    if gif.suffix.lower() != ".gif":
-        raise ValueError(f"gif must be a file name that ends in .gif, got {gif}")
-    env.render_mode = "rgb_array"
-    with torch.inference_mode():
-        observation, _ = env.reset(options={"index": torch.arange(first, first + episodes)})
-        frames, state = [env.render()], None
-        for _ in range(env.config.num_glimpses):
-            action, state = policy.act(observation, state)
-            action.pop("log_probabilities")
-            observation, _, _, _, _ = env.step(action)
-            frames.append(env.render())
-    # The answer is shown for two more frames.
-    order = [frame[lane] for lane in range(episodes) for frame in (*frames, frames[-1], frames[-1]) if frame]
-    save_gif(order, gif, milliseconds, milliseconds)
-    other = ", on other data than it learned from" * is_other
-    print(printable(f"{gif}: {episodes} episode{'s' if episodes > 1 else ''}{other}"))
+    planned = config.planned_fields()
+    if not planned:
+        return dataclasses.replace(config, epochs=epochs)  # type: ignore[call-arg]
+    if epochs != config.epochs:
+        fields = f"{', '.join(planned)} {'was' if len(planned) == 1 else 'were'} planned for {config.epochs} epochs"
+        raise ValueError(f"--epochs: the run cannot go on longer, since its {fields}. To train on: {instead}")
+    return config
+
+
+def _launcher() -> list[str]:
+    """How this process was started, without the ports of a meeting of several machines."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    return ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
 
 
 def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:
@@ -189,36 +196,21 @@ def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar
     print(publish(find_run(run), name))
 
 
-def train_sb3_ppo_lstm(arguments: list[str]) -> None:
-    """Train Stable-Baselines3's RecurrentPPO, on rewards alone."""
-    from .sb3.command import train_sb3
-
-    train_sb3("sb3-ppo-lstm", arguments)
+def _train() -> None:
+    """Train an agent; `train --help` lists them."""
 
 
-def train_sb3_ppo(arguments: list[str]) -> None:
-    """Train Stable-Baselines3's PPO, the memoryless control of sb3-ppo-lstm."""
-    from .sb3.command import train_sb3
-
-    train_sb3("sb3-ppo", arguments)
-
-
-def train_cnn(arguments: list[str]) -> None:
-    """Train a convolutional network that sees the whole canvas."""
-    from .full_image.command import train_full_image
-
-    train_full_image("cnn", arguments)
-
-
-def train_mlp(arguments: list[str]) -> None:
-    """Train a fully connected network that sees the whole canvas."""
-    from .full_image.command import train_full_image
-
-    train_full_image("mlp", arguments)
-
-
-TRAINERS = {"ram": train_ram, "sb3-ppo-lstm": train_sb3_ppo_lstm, "sb3-ppo": train_sb3_ppo}
-TRAINERS |= {"cnn": train_cnn, "mlp": train_mlp}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": _train,
+    "evaluate": evaluate_run,
+    "compare": compare_policies,
+    "watch": watch,
+    "probe": probe_runs,
+    "summary": summarise,
+    "figures": draw_figures,
+    "publish": publish_run,
+    "migrate": migrate,
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -228,25 +220,27 @@ def main(arguments: list[str]) -> None:
         SystemExit: 2 for wrong arguments and other errors, 130 after an interrupt, 141 if the output is a closed pipe.
     """
     with command_ending():
-        if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in TRAINERS:
-            if not train_seeds(arguments[1], arguments[2:]):
-                TRAINERS[arguments[1]](arguments[2:])
-        elif arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in RENAMED:
-            raise ValueError(
-                f"Stable-Baselines3's {arguments[1]} is trained by: python -m agents train {RENAMED[arguments[1]]}"
-            )
-        elif arguments[:1] == ["train"]:
-            _choose(dict(TRAINERS), "python -m agents train", "Train an agent.", arguments[1:])
-        else:
-            commands = {"train": _train, "evaluate": evaluate_run, "compare": compare_policies, "watch": watch}
-            commands |= {"probe": probe_runs, "summary": summarise, "figures": draw_figures, "publish": publish_run}
-            commands["migrate"] = migrate
-            _choose(commands, "python -m agents", __doc__ or "", arguments)
+        match arguments:
+            case ["train", name, *others] if name in AGENTS or name in RENAMED:
+                train(name, others)
+            case ["train", *others]:
+                _choose(_list_agents(), f"{PROGRAM} train", "Train an agent.", others)
+            case _:
+                _choose(COMMANDS, PROGRAM, __doc__ or "", arguments)
 
 
 def _choose(commands: dict[str, Any], prog: str, description: str, arguments: list[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=arguments)
 
 
-def _train() -> None:
-    """Train an agent; `train --help` lists them."""
+def _list_agents() -> dict[str, Callable[[], None]]:
+    """A command for each agent, for `train --help`."""
+
+    def describe(title: str) -> Callable[[], None]:
+        def command() -> None:
+            pass
+
+        command.__doc__ = f"Train {title}."
+        return command
+
+    return {name: describe(agent.title) for name, agent in AGENTS.items()}

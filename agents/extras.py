@@ -11,4 +11,6 @@ def how_to_install(error: BaseException) -> str:
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in ("", "agents", "ram_gym"):
         return ""
-    return f"; install it with pip install -c constraints.txt -e '.[{_EXTRAS.get(package, 'agents')}]'"
+    extras = _EXTRAS.get(package, "agents")
+    what = f"-c constraints.txt -e '.[{extras}]'" if __package__ == "agents" else f"'ram_gym[{extras}]'"
+    return f"; install it with pip install {what}"

@@ -1,33 +1,131 @@
-"""Loading a run folder, whichever agent it is of."""
+"""The agents: one table of names, what each agent's folder offers, and loading any agent's run.
+
+To add an agent: make its folder with the rooms that `ROOMS` names, and add a line to `AGENTS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import os
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from torch import nn
 
 from ram_gym import GlimpseConfig, GlimpseVectorEnv, Policy
 
 from .training.config import TrainConfig
+from .training.environment import find_data_root
 from .training.fingerprint import Data, is_other_data
+from .training.pretrained import find_run
+from .training.ranks import ALONE, Ranks
 from .training.run_folder import MIGRATE, RunError, RunFolder
 
+if TYPE_CHECKING:
+    from .training.loop import OnProgress, TrainResult
+
+
+class Listed(NamedTuple):
+    """An agent's line in the table."""
+
+    folder: str
+    """The folder in agents/; several agents may share one."""
+    title: str
+    """What `train AGENT` trains."""
+
+
+AGENTS = {
+    "ram": Listed("ram", "a Recurrent Attention Model (Mnih et al. 2014) by REINFORCE"),
+    "sb3-ppo-lstm": Listed("sb3", "Stable-Baselines3's RecurrentPPO by the reward alone"),
+    "sb3-ppo": Listed("sb3", "Stable-Baselines3's PPO, which has no memory, by the reward alone"),
+    "cnn": Listed("full_image", "a convolutional network that sees the whole canvas"),
+    "mlp": Listed("full_image", "a fully connected network that sees the whole canvas"),
+}
+
 RENAMED = {"ppo": "sb3-ppo", "ppo-lstm": "sb3-ppo-lstm"}
-"""What agents are called whose name was another in older versions."""
+"""What agents are called that had another name in older versions."""
+
+
+class Agent(Protocol):
+    """What an agent's folder offers; `ROOMS` says in which file."""
+
+    CONFIG: type[TrainConfig]
+    """Class of its configurations."""
+    PRESETS: Mapping[str, Mapping[str, Any]]
+    """What a task changes in it, by agent and task."""
+
+    def preset(self, task: str, agent: str) -> TrainConfig:
+        """The configuration that `python -m agents train AGENT --task TASK` starts from.
+
+        A task without a preset has that of the nearest one, see `agents.training.config.nearest_task`.
+
+        Raises:
+            ValueError: there is no task of that name.
+        """
+
+    def train(
+        self,
+        config: Any,
+        folder: RunFolder | None = None,
+        *,
+        resume: bool = False,
+        init: RunFolder | None = None,
+        on_progress: OnProgress | None = None,
+        ranks: Ranks = ALONE,
+    ) -> TrainResult:
+        """Trains; arguments and errors are those of `agents.training.loop.run_training`."""
+
+    def load(self, folder: RunFolder, config: Any) -> TrainedRun:
+        """The best network of a run with this configuration, without its data; errors are those of `load_run`."""
+
+
+ROOMS = {"CONFIG": "config", "PRESETS": "config", "preset": "config", "train": "training", "load": "policy"}
+"""The file of an agent's folder that each part of `Agent` is in. It is imported when the part is asked for."""
+
+
+class _Folder:
+    # An agent's folder as an `Agent`. A room is imported when it is needed, since Stable-Baselines3 takes seconds.
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(f".{self._folder}.{ROOMS[name]}", __package__), name)
+
+
+def get_agent(name: str) -> Agent:
+    """An agent by its name.
+
+    Raises:
+        ValueError: there is no agent of that name.
+    """
+    if name in RENAMED:
+        raise ValueError(f"Stable-Baselines3's {name} is called {RENAMED[name]}")
+    if name not in AGENTS:
+        raise ValueError(f"agents are {', '.join(AGENTS)}, got {name!r}")
+    return cast(Agent, _Folder(AGENTS[name].folder))
+
+
+class MakePolicy(Protocol):
+    """Makes a run's policy for an environment."""
+
+    def __call__(self, env: GlimpseVectorEnv, locator: str | None = None, name: str = ...) -> Policy:
+        """The policy; a scripted locator looks instead of the run's own, and reports call it by the name."""
 
 
 class TrainedRun(NamedTuple):
     """What a run folder holds, ready to play."""
 
     path: Path
-    config: TrainConfig
+    config: Any
+    """The `TrainConfig` of its agent."""
     data: Data
     """What it learned from."""
     epoch: int
     """The epoch that its best network is of."""
-    make_policy: Callable[[GlimpseVectorEnv, str | None, str], Policy]
-    """(environment, scripted locator or None for the run's own, name for reports) -> policy."""
+    model: nn.Module
+    """The best network, in evaluation mode."""
+    make_policy: MakePolicy
     looks: bool = True
     """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
 
@@ -41,95 +139,48 @@ class TrainedRun(NamedTuple):
         return is_other_data(self.data, env_config, (env_config.split,), self.path, instead)
 
 
-def config_class(agent: str) -> type[TrainConfig] | None:
-    """The class of an agent's configuration; None where there is no such agent."""
-    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
-        from .sb3.config import Sb3Config
-
-        return Sb3Config
-    if agent in ("cnn", "mlp"):
-        from .full_image.config import FullImageConfig
-
-        return FullImageConfig
-    if agent == "ram":
-        from .ram.config import RamConfig
-
-        return RamConfig
-    return None
+def preset(agent: str, task: str) -> TrainConfig:
+    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `Agent.preset`."""
+    return get_agent(agent).preset(task, agent)
 
 
-def read_config(folder: RunFolder) -> TrainConfig:
+def read_config(run: RunFolder | str | os.PathLike[str]) -> TrainConfig:
     """The configuration of a run, without its weights.
+
+    Args:
+        run: the run, its folder's path, or pretrained:NAME.
 
     Raises:
         RunError: there is no such run, it is of no agent of this version, or its config.json is damaged.
     """
+    folder = run if isinstance(run, RunFolder) else find_run(run)
     agent = folder.read_agent()
-    kind = config_class(agent)
-    if kind is None:
-        raise _unknown(folder, agent)
-    return folder.read_as(kind, agent)
+    if agent not in AGENTS:
+        hint = f": {MIGRATE} {folder.path} brings an older run up to date" if agent in RENAMED else ""
+        raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version{hint}")
+    config = folder.read_as(get_agent(agent).CONFIG, agent)
+    if config.agent != agent:
+        raise RunError(f"{folder.path}/config.json is damaged: it is of {agent!r} and of {config.agent!r}")
+    return config
 
 
-def preset(agent: str, task: str) -> TrainConfig:
-    """What `python -m agents train AGENT --task TASK` starts from.
-
-    Raises:
-        ValueError: there is no such agent, or no such task.
-    """
-    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
-        from .sb3.config import preset as preset_of
-
-        return preset_of(cast(Any, agent), task)
-    if agent in ("cnn", "mlp"):
-        from .full_image.config import preset as preset_of_network
-
-        return preset_of_network(cast(Any, agent), task)
-    if agent != "ram":
-        raise ValueError(f"there is no agent {agent!r}")
-    from .ram.config import preset as preset_of_ram
-
-    return preset_of_ram(task)
-
-
-def _unknown(folder: RunFolder, agent: str) -> RunError:
-    hint = f": {MIGRATE} {folder.path} brings an older run up to date" if agent in RENAMED else ""
-    return RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version{hint}")
-
-
-def load_run(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedRun:
+def load_run(
+    run: RunFolder | str | os.PathLike[str], device: str | None = None, data_root: str | None = None
+) -> TrainedRun:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
     Needs no data.
+
+    Args:
+        run: the run, its folder's path, or pretrained:NAME.
+        device: PyTorch device; None takes the run's.
+        data_root: folder with the datasets; None takes the run's, if they are there.
 
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
     """
-    about = folder.read_about()
-    agent, data = about["agent"], about["data"]
-    if agent in ("sb3-ppo", "sb3-ppo-lstm"):
-        from .sb3 import policy as playing
-
-        policy, sb3_config, epoch = playing.load_policy(folder, device, data_root)
-        return TrainedRun(folder.path, sb3_config, data, epoch, partial(playing.make_policy, policy, sb3_config))
-    if agent in ("cnn", "mlp"):
-        from .full_image import policy as full_image
-
-        network, full_config, epoch = full_image.load_model(folder, device, data_root)
-
-        def make_full_image_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
-            assert locator is None, "it does not look"
-            return full_image.FullImagePolicy(network, env, name)
-
-        return TrainedRun(folder.path, full_config, data, epoch, make_full_image_policy, looks=False)
-    if agent != "ram":
-        raise _unknown(folder, agent)
-    from .ram import rollout
-
-    model, config, epoch = rollout.load_model(folder, device, data_root)
-
-    def make_policy(env: GlimpseVectorEnv, locator: str | None, name: str) -> Policy:
-        return rollout.make_policy(model, env, locator or config.locator, config.seed, name)
-
-    return TrainedRun(folder.path, config, data, epoch, make_policy)
+    folder = run if isinstance(run, RunFolder) else find_run(run)
+    config = read_config(folder)
+    config = config.moved(device, find_data_root(config.env_config, data_root))
+    return get_agent(config.agent).load(folder, config)

@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.ram.config import RamConfig, preset
-from agents.ram.training import Trainer
+from agents.ram.training import RamLearner
+from agents.training.loop import Trainer
 from benchmarks.cases import Case, Plan
 from benchmarks.peers import PlainTraining
 from benchmarks.timing import measure, synchronizer
@@ -50,7 +51,7 @@ def native(case: Case, plan: Plan) -> dict[str, Any]:
 
     Variants: "bfloat16", with that precision; "graph", with the update as one CUDA graph; or both.
     """
-    trainer = Trainer(_config(case, plan))
+    trainer = Trainer(RamLearner, _config(case, plan))
     for _ in range(UPDATES_BEFORE):
         _update(trainer)
     return measure(lambda: _update(trainer), case.batch, "images", plan.settings, synchronizer(case.device))
@@ -68,7 +69,7 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
     The products of an update are counted as it runs. Variant "bfloat16": with that precision.
     """
     config = _config(case, plan)
-    trainer = Trainer(config)
+    trainer = Trainer(RamLearner, config)
     with FlopCounterMode(display=False) as counter:
         trainer.update()
     side = _side_of_product(case.device, getattr(torch, config.precision))
@@ -105,7 +106,7 @@ def profile(case: Case, plan: Plan) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    trainer = Trainer(_config(case, plan))
+    trainer = Trainer(RamLearner, _config(case, plan))
     wait = synchronizer(case.device) or (lambda: None)
     for _ in range(UPDATES_BEFORE):
         _update(trainer)

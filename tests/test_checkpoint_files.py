@@ -21,8 +21,10 @@ from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.full_image.training import train as train_full_image
 from agents.ram.config import RamConfig
-from agents.ram.training import Trainer
+from agents.ram.training import RamLearner
 from agents.registry import load_run
+from agents.training.checkpoint import load_checkpoint, save_checkpoint
+from agents.training.loop import Trainer
 from agents.training.pretrained import PRETRAINED_FOLDER
 from agents.training.run_folder import RunError, RunFolder
 from agents.training.tensors import digest
@@ -36,12 +38,12 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its second epoch."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
     folder.create("ram", CONFIG)
-    trainer = Trainer(CONFIG, folder)
+    trainer = Trainer(RamLearner, CONFIG, folder)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
     trainer.end_epoch()
     trainer.update()
-    trainer.save()
+    save_checkpoint(trainer)
     return folder.path
 
 
@@ -195,10 +197,10 @@ SEED = torch.zeros(3, dtype=torch.uint8)
 )
 def test_a_checkpoint_that_is_not_whole_is_refused_and_changes_nothing(run: RunFolder, edit: Any, message: str) -> None:
     change(run.path / LAST, edit)
-    trainer = Trainer(CONFIG, run)
+    trainer = Trainer(RamLearner, CONFIG, run)
     trainer.update()
     before = digest(trainer.model.state_dict())
-    line = refusal(trainer.load)
+    line = refusal(lambda: load_checkpoint(trainer))
     assert line.startswith(f"{run.path}/{LAST}")
     assert message in line
     assert digest(trainer.model.state_dict()) == before
@@ -208,12 +210,12 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_changes_nothing(run: RunF
 def test_a_checkpoint_from_before_the_first_update_has_no_optimizer_state(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create("ram", CONFIG)
-    first, again = Trainer(CONFIG, folder), Trainer(CONFIG, folder)
-    first.save()
-    again.load()
+    first, again = Trainer(RamLearner, CONFIG, folder), Trainer(RamLearner, CONFIG, folder)
+    save_checkpoint(first)
+    load_checkpoint(again)
     assert digest(first.model.state_dict()) == digest(again.model.state_dict())
     change(tmp_path / LAST, lambda _, about: about.update(update_in_epoch=1))
-    assert "the optimizer must have a state for each of" in refusal(again.load)
+    assert "the optimizer must have a state for each of" in refusal(lambda: load_checkpoint(again))
 
 
 def test_odd_headers_are_one_line(run: RunFolder) -> None:

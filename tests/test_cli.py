@@ -289,7 +289,7 @@ def test_an_error_says_whose_policy_raised_it(capsys: Any, monkeypatch: pytest.M
         error.add_note("raised by policy 'runs/x'")
         raise error
 
-    monkeypatch.setattr("agents.cli.load_run", load)
+    monkeypatch.setattr("agents.analysis.evaluate.load_run", load)
     assert "action must be finite; raised by policy 'runs/x'" in refusal(capsys, "evaluate", "runs/x")
 
 

@@ -9,8 +9,9 @@ import torch
 from scipy import ndimage
 
 from agents.ram.config import preset
-from agents.ram.training import Trainer
+from agents.ram.training import RamLearner
 from agents.training import distortion
+from agents.training.loop import Trainer
 from ram_gym import load_dataset
 
 
@@ -51,7 +52,7 @@ def test_digits_bend_a_little_and_each_copy_in_its_own_way() -> None:
 
 def test_a_pass_shows_every_image_once_as_it_is_or_as_a_copy() -> None:
     config = dataclasses.replace(preset("digits"), batch_size=60, hidden_size=8, distorted_copies=3, epochs=5)
-    trainer = Trainer(config)
+    trainer = Trainer(RamLearner, config)
     own = load_dataset("digits", "train")
     assert (trainer.env.num_images, trainer.updates_per_epoch) == (4 * 1080, 18)
     shown = []
@@ -64,7 +65,7 @@ def test_a_pass_shows_every_image_once_as_it_is_or_as_a_copy() -> None:
     trainer.env.reset(options={"index": torch.tensor(index[:60]), "scene_seed": 0})
     assert trainer.env.labels.tolist() == own.labels[index[:60] % 1080].tolist()
     # Without copies the images and their order are what they were.
-    plain = Trainer(dataclasses.replace(config, distorted_copies=0))
+    plain = Trainer(RamLearner, dataclasses.replace(config, distorted_copies=0))
     plain.learn = lambda index: None  # type: ignore[method-assign]
     plain.update()
     assert np.array_equal(plain.permutation.numpy(), index % 1080)

@@ -15,11 +15,14 @@ from PIL import Image
 from torch.nn import functional
 
 from agents.cli import main
-from agents.full_image.config import NETWORKS, PRESETS, FullImageConfig, Network, preset
+from agents.full_image.config import PRESETS, FullImageConfig, Network, preset
 from agents.full_image.network import make_model
-from agents.full_image.policy import FullImagePolicy, load_model
-from agents.full_image.training import Trainer, train
+from agents.full_image.policy import FullImagePolicy
+from agents.full_image.training import FullImageLearner, train
+from agents.registry import load_run
+from agents.training.checkpoint import save_checkpoint
 from agents.training.fingerprint import fingerprint
+from agents.training.loop import Trainer
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, evaluate, load_dataset
 
@@ -30,7 +33,7 @@ CLUTTERED = GlimpseConfig(
 
 
 def digits(network: Network = "cnn", **fields: Any) -> FullImageConfig:
-    return dataclasses.replace(preset(network, "digits"), **{**TINY, **fields})
+    return dataclasses.replace(preset("digits", network), **{**TINY, **fields})
 
 
 def lanes(config: GlimpseConfig, num_envs: int = 8) -> GlimpseVectorEnv:
@@ -50,24 +53,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("network", "epochs"), [("cnn", 4), ("mlp", 12)])
 def test_digits_are_learned_well_above_chance(network: Network, epochs: int) -> None:
-    config = dataclasses.replace(preset(network, "digits"), epochs=epochs, channels=(4, 8, 16, 32))
+    config = dataclasses.replace(preset("digits", network), epochs=epochs, channels=(4, 8, 16, 32))
     result = train(config)
     assert result.is_complete
     assert result.validation_error_percent < 15
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", PRESETS)
 def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path: Path, network: Network) -> None:
     config = digits(network)
     train(config, RunFolder(tmp_path / "unbroken"))
     folder = RunFolder(tmp_path / "broken")
     folder.create(network, config)
-    trainer = Trainer(config, folder)
+    trainer = Trainer(FullImageLearner, config, folder)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
     trainer.end_epoch()
     trainer.update()
-    trainer.save()
+    save_checkpoint(trainer)
     trainer.update()  # lost
     assert train(config, folder, resume=True).is_complete
     rows = [[strip(row) for row in RunFolder(tmp_path / name).read_metrics()] for name in ("unbroken", "broken")]
@@ -82,7 +85,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
 @pytest.mark.parametrize("task", ["digits", "cluttered"])
 def test_training_sees_the_canvases_of_the_task_itself(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = CLUTTERED.replace(scene_seed=None) if task == "cluttered" else digits().env_config
-    trainer = Trainer(digits(batch_size=8, env_config=setting))
+    trainer = Trainer(FullImageLearner, digits(batch_size=8, env_config=setting))
     assert trainer.env.config.num_glimpses == trainer.env.config.num_scales == 1
     seeds, reset = [], trainer.env.reset
 
@@ -108,7 +111,7 @@ def test_training_sees_the_canvases_of_the_task_itself(task: str, monkeypatch: p
 
 
 def test_training_reads_neither_validation_nor_test_images() -> None:
-    trainer = Trainer(digits())
+    trainer = Trainer(FullImageLearner, digits())
     assert trainer.env.config.split == "train"
     assert trainer.validation_env.config.split == "validation"
     assert trainer.env.num_images == len(load_dataset("digits", "train").images)
@@ -116,12 +119,12 @@ def test_training_reads_neither_validation_nor_test_images() -> None:
 
 def test_an_update_by_hand() -> None:
     config = digits("mlp", batch_size=64, max_gradient_norm=0.0, weight_decay=0.1)
-    trainer = Trainer(config)
+    trainer = Trainer(FullImageLearner, config)
     weights = [parameter.detach().clone().requires_grad_() for parameter in trainer.model.parameters()]
     trainer.update()
     # The digits fill their canvas, so the scenes are the images.
     data = load_dataset("digits", "train")
-    index = trainer.permutation[:64].numpy()
+    index = trainer.order[:64].numpy()
     hidden = torch.tensor(data.images[index]).flatten(1) / 255
     for weight, bias in zip(weights[:4:2], weights[1:4:2], strict=True):
         hidden = torch.relu(hidden @ weight.T + bias)
@@ -213,25 +216,24 @@ def test_a_run_is_evaluated_compared_and_watched_like_any_other(run: Path, tmp_p
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="no run"):
-        load_model(folder)
+        load_run(folder)
     folder.create("cnn", digits())
     with pytest.raises(RunError, match="no checkpoint"):
-        load_model(folder)
+        load_run(folder)
     with pytest.raises(RunError, match="already"):
         train(digits(), folder)
     (folder.path / "best.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(RunError, match="damaged"):
-        load_model(folder)
-    other = Trainer(digits(channels=(4, 9)))
+        load_run(folder)
+    other = Trainer(FullImageLearner, digits(channels=(4, 9)))
     header = {"epoch": 1, "fingerprint": fingerprint(other.data)}
     folder.write_tensors("best.safetensors", other.model.state_dict(), header)
     with pytest.raises(RunError, match="does not fit"):
-        load_model(folder)
+        load_run(folder)
     about = json.loads((folder.path / "config.json").read_text())
-    for agent, message in (("ram", "is a run of 'ram'"), ("mlp", "of 'mlp' and of 'cnn'")):
-        (folder.path / "config.json").write_text(json.dumps({**about, "agent": agent}))
-        with pytest.raises(RunError, match=message):
-            load_model(folder)
+    (folder.path / "config.json").write_text(json.dumps({**about, "agent": "mlp"}))
+    with pytest.raises(RunError, match="of 'mlp' and of 'cnn'"):
+        load_run(folder)
 
 
 def test_scripted_places_borrow_the_network_of_the_first_run_that_looks(run: Path, tmp_path: Path, capsys: Any) -> None:
@@ -266,10 +268,10 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, monkeypatch: pytest
 
 
 def test_every_task_has_presets_whose_networks_fit_it() -> None:
-    for network in NETWORKS:
+    for network in PRESETS:
         assert set(PRESETS[network]) == set(TASKS)
         for task in TASKS:
-            config = preset(network, task)
+            config = preset(task, network)
             assert FullImageConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
             size = config.env_config.canvas_size
             images = np.zeros((2, 1, 8, 8), np.uint8), np.arange(2)
@@ -284,7 +286,7 @@ def test_every_task_has_presets_whose_networks_fit_it() -> None:
 
 
 def test_divergence_is_named() -> None:
-    trainer = Trainer(digits())
+    trainer = Trainer(FullImageLearner, digits())
     trainer.update()
     trainer.sums += math.nan
     with pytest.raises(RunError, match="diverged in epoch 1"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents.cli import main
-from agents.ram.rollout import load_model
+from agents.registry import load_run
 from agents.training import pretrained
 from agents.training.pretrained import PRETRAINED_FOLDER, find_run, publish
 from agents.training.run_folder import RunError, RunFolder
@@ -60,7 +60,7 @@ def test_a_published_run_is_found_by_name_and_evaluates_the_same(
     documented = json.loads((digits_run / "results.json").read_text())
     whole, stored = ((path / "best.safetensors").stat().st_size for path in (digits_run, published))
     assert stored < 0.7 * whole
-    (theirs, *_), (ours, *_) = load_model(RunFolder(digits_run)), load_model(RunFolder(published))
+    theirs, ours = load_run(digits_run).model, load_run(published).model
     observation = {"glimpse": torch.rand(50, 1, 8, 8), "location": torch.rand(50, 2) * 2 - 1}
     for model in (ours, theirs):
         assert all(weight.dtype == torch.float32 for weight in model.parameters())

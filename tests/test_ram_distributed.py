@@ -21,7 +21,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from agents.ram.config import RamConfig, preset
-from agents.ram.training import Trainer, train
+from agents.ram.training import RamLearner, train
+from agents.training.checkpoint import load_checkpoint, save_checkpoint
+from agents.training.loop import Trainer
 from agents.training.ranks import ALONE, Ranks, join_ranks
 from agents.training.run_folder import RunFolder
 from ram_gym import get_task
@@ -44,7 +46,7 @@ def digits(**fields: Any) -> RamConfig:
 
 def run_updates(config: RamConfig, ranks: Ranks) -> dict[str, Any]:
     """Some updates: the scenes that this rank saw, and how many numbers were exchanged in each."""
-    trainer = Trainer(config, ranks=ranks)
+    trainer = Trainer(RamLearner, config, ranks=ranks)
     seen: list[torch.Tensor] = []
     exchanges: list[list[int]] = []
     reset = trainer.env.reset
@@ -58,8 +60,8 @@ def run_updates(config: RamConfig, ranks: Ranks) -> dict[str, Any]:
         return allreduce_hook(state, bucket)
 
     trainer.env.reset = watched  # type: ignore[method-assign]
-    if isinstance(trainer.learner, DistributedDataParallel):
-        trainer.learner.register_comm_hook(None, exchange)
+    if isinstance(trainer._shared_learner, DistributedDataParallel):
+        trainer._shared_learner.register_comm_hook(None, exchange)
     for _ in range(UPDATES):
         exchanges.append([])
         trainer.update()
@@ -126,13 +128,13 @@ def stop_after(folder: RunFolder, config: RamConfig, ranks: Ranks = ALONE) -> No
     """A run that ends in the middle of its second pass, as a Ctrl-C would end it."""
     if ranks.rank == 0:
         folder.create("ram", config, ranks=ranks.size)
-    trainer = Trainer(config, folder, ranks)
+    trainer = Trainer(RamLearner, config, folder, ranks)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
     trainer.end_epoch()
     for _ in range(5):
         trainer.update()
-    trainer.save()
+    save_checkpoint(trainer)
 
 
 def free_port() -> int:
@@ -161,7 +163,7 @@ def test_two_ranks_give_the_numbers_of_one(two: tuple, variant: str) -> None:
         assert torch.equal(found["generator"], alone["generator"])
     for key, value in first[variant]["weights"].items():
         assert torch.equal(value, second[variant]["weights"][key]), "the ranks drift apart"
-    fresh = Trainer(digits(**VARIANTS[variant])).model.state_dict()
+    fresh = Trainer(RamLearner, digits(**VARIANTS[variant])).model.state_dict()
     assert not torch.allclose(fresh["core.weight_ih"], alone["weights"]["core.weight_ih"], atol=1e-4), "nothing moved"
 
 
@@ -266,7 +268,7 @@ def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
     assert about["hardware"]["ranks"] == 2
     epochs = len(folder.read_metrics())
     assert epochs < 200, "it was over before it was stopped"
-    trainer = Trainer(RamConfig.from_dict(about["config"]), folder)
-    trainer.load()
+    trainer = Trainer(RamLearner, RamConfig.from_dict(about["config"]), folder)
+    load_checkpoint(trainer)
     assert trainer.epoch == epochs
     trainer.update()

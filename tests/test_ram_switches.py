@@ -11,12 +11,12 @@ import torch
 
 from agents.ram import network
 from agents.ram.config import RamConfig, preset
-from agents.ram.graph import WARM_UP_RUNS
-from agents.ram.learner import Learner
 from agents.ram.network import RecurrentAttentionModel
-from agents.ram.training import Trainer
+from agents.ram.training import RamLearner
 from agents.ram.unrolled import unroll
 from agents.training.environment import make_env
+from agents.training.graph import WARM_UP_RUNS
+from agents.training.loop import Trainer
 from ram_gym import get_task
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: nothing is recorded or waited for")
@@ -35,7 +35,7 @@ def digits(**fields: Any) -> RamConfig:
 
 def after_updates(config: RamConfig, updates: int = 4) -> dict[str, torch.Tensor]:
     """All that updates change."""
-    trainer = Trainer(config)
+    trainer = Trainer(RamLearner, config)
     for _ in range(updates):
         trainer.update()
     found = {**trainer.model.state_dict(), "sums": trainer.sums, "generator": trainer.generator.get_state()}
@@ -137,13 +137,13 @@ def test_a_cuda_graph_changes_nothing_beyond_rounding(fields: dict, compile: boo
 
 def test_a_cuda_graph_is_refused_on_the_cpu() -> None:
     with pytest.raises(ValueError, match="cuda_graph needs device 'cuda', got 'cpu'"):
-        Trainer(digits(cuda_graph=True))
+        Trainer(RamLearner, digits(cuda_graph=True))
 
 
 @needs_gpu
 @pytest.mark.parametrize("fields", [*CORES, {"locator": "random"}, {"precision": "bfloat16"}])
 def test_no_update_waits_for_the_gpu(fields: dict) -> None:
-    trainer = Trainer(digits(device="cuda", **fields))
+    trainer = Trainer(RamLearner, digits(device="cuda", **fields))
     for _ in range(3):
         trainer.update()
     torch.cuda.set_sync_debug_mode("error")
@@ -155,15 +155,18 @@ def test_no_update_waits_for_the_gpu(fields: dict) -> None:
 
 
 @pytest.mark.parametrize("fields", [*CORES, {"precision": "bfloat16"}])
-def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(fields: dict, fake_tensors: None) -> None:
+def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(
+    fields: dict, fake_tensors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where there is no GPU, fake tensors stand in for it: reading a number, or mixing devices, is an error."""
     config = digits(device="cuda", **fields)
     env = make_env(config.env_config, "cuda", config.batch_size * config.rollouts)
     env._deferred.report = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
     with torch.device("cuda"):
         model = RecurrentAttentionModel(64, 10, config)
-    learner = Learner(model, env, config, None)  # type: ignore[arg-type]  # a CUDA generator needs a GPU
-    index = torch.zeros(env.num_envs, dtype=torch.int64, device="cuda")
+    monkeypatch.setattr("agents.ram.training.make_model", lambda *_: model)  # fake tensors cannot be moved
+    learner = RamLearner(config, env, None)  # type: ignore[arg-type]  # a CUDA generator needs a GPU
+    index = torch.zeros(config.batch_size, dtype=torch.int64, device="cuda")
     for _ in range(2):
         loss, sums = learner(index, torch.zeros_like(index[0]), torch.ones((), device="cuda"))
         assert (loss.device.type, sums.device.type, sums.shape) == ("cuda", "cuda", (5,))

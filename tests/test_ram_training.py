@@ -13,13 +13,16 @@ import torch
 
 from agents.ram.config import PRESETS, RamConfig, location_std, preset
 from agents.ram.losses import rollout_losses, total_loss
+from agents.ram.network import make_model
 from agents.ram.policy import RamPolicy
-from agents.ram.rollout import load_model, make_model, play
-from agents.ram.training import Trainer, train
+from agents.ram.rollout import play
+from agents.ram.training import RamLearner, train
+from agents.registry import load_run
 from agents.scripted import make_locator, scan_path
+from agents.training.checkpoint import load_checkpoint, save_checkpoint
 from agents.training.config import learning_rate
 from agents.training.fingerprint import fingerprint
-from agents.training.loop import Progress
+from agents.training.loop import Progress, Trainer
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate, get_task
 
@@ -106,12 +109,12 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path
     train(config, RunFolder(tmp_path / "unbroken"))
     folder = RunFolder(tmp_path / "broken")
     folder.create("ram", config)
-    trainer = Trainer(config, folder)
+    trainer = Trainer(RamLearner, config, folder)
     for _ in range(trainer.updates_per_epoch):
         trainer.update()
     trainer.end_epoch()
     trainer.update()
-    trainer.save()
+    save_checkpoint(trainer)
     trainer.update()  # lost
     folder.append_metrics({"epoch": 2, "lost": 1})
     result = train(config, folder, resume=True)
@@ -128,17 +131,17 @@ def test_a_trainer_that_went_on_goes_back_to_its_checkpoint(tmp_path: Path) -> N
     config = digits()
     folder = RunFolder(tmp_path)
     folder.create("ram", config)
-    used, fresh = Trainer(config, folder), Trainer(config, folder)
+    used, fresh = Trainer(RamLearner, config, folder), Trainer(RamLearner, config, folder)
     used.update()
-    used.save()
+    save_checkpoint(used)
     for _ in range(used.updates_per_epoch - 1):
         used.update()
     used.epoch, used.update_in_epoch = 1, 0
     used.update()  # in another order
     for trainer in (used, fresh):
-        trainer.load()
+        load_checkpoint(trainer)
         trainer.update()
-    assert torch.equal(used.permutation, fresh.permutation)
+    assert torch.equal(used.order, fresh.order)
     weights = used.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in fresh.model.state_dict().items())
 
@@ -155,7 +158,7 @@ def test_several_processes_may_add_results(tmp_path: Path) -> None:
 def test_a_taken_folder_is_refused_before_a_trainer_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = digits()
     RunFolder(tmp_path).create("ram", config)
-    monkeypatch.setattr("agents.ram.training.Trainer", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr("agents.training.loop.Trainer", lambda *_: pytest.fail("made"))
     with pytest.raises(RunError, match="holds a run already"):
         train(config, RunFolder(tmp_path))
 
@@ -175,7 +178,8 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert seen[-1].done == 1
     assert seen[-1].seconds_left == 0
-    model, config, epoch = load_model(folder)
+    run = load_run(folder)
+    model, config, epoch = run.model, run.config, run.epoch
     assert epoch == result.best_epoch
     env = GlimpseVectorEnv(
         500, config.env_config.replace(split="validation"), output="torch", autoreset_mode="Disabled"
@@ -185,7 +189,7 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
 
 
 def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(digits(batch_size=100, rollouts=2))
+    trainer = Trainer(RamLearner, digits(batch_size=100, rollouts=2))
     calls: list[dict] = []
     original = trainer.env.reset
     monkeypatch.setattr(trainer.env, "reset", lambda **kw: (calls.append(kw["options"]), original(**kw))[1])
@@ -202,15 +206,14 @@ def test_training_draws_fresh_scenes_every_pass_and_every_image_once(monkeypatch
 
 
 def test_an_environment_with_a_scene_seed_shows_the_same_scenes_in_every_pass() -> None:
-    trainer = Trainer(
-        digits(batch_size=100, env_config=get_task("digits").config.replace(canvas_size=40, scene_seed=7))
-    )
+    env_config = get_task("digits").config.replace(canvas_size=40, scene_seed=7)
+    trainer = Trainer(RamLearner, digits(batch_size=100, env_config=env_config))
     seen: list[torch.Tensor] = []
     for epoch in (0, 1):
         trainer.epoch, trainer.update_in_epoch = epoch, 0
         trainer.update()
-        order = trainer.permutation[:100].argsort()
-        seen += [trainer.permutation[:100][order], trainer.env.canvases[order]]
+        order = trainer.order[:100].argsort()
+        seen += [trainer.order[:100][order], trainer.env.canvases[order]]
     assert not torch.equal(seen[0], seen[2]), "the order is another one"
     env = GlimpseVectorEnv(100, trainer.config.env_config, output="torch", autoreset_mode="Disabled")
     for index, canvases in (seen[:2], seen[2:]):
@@ -226,7 +229,7 @@ def test_divergence_by_a_learning_rate_is_named(core: str, tmp_path: Path) -> No
 
 
 def test_weights_that_are_no_numbers_are_named_before_they_are_measured() -> None:
-    trainer = Trainer(digits())
+    trainer = Trainer(RamLearner, digits())
     trainer.update()
     next(trainer.model.parameters()).data[0] = math.nan
     with pytest.raises(RunError, match="diverged in epoch 1: a weight is no number"):
@@ -234,14 +237,14 @@ def test_weights_that_are_no_numbers_are_named_before_they_are_measured() -> Non
 
 
 def test_divergence_is_named_and_leave_one_out_ignores_the_baseline(tmp_path: Path) -> None:
-    trainer = Trainer(digits())
+    trainer = Trainer(RamLearner, digits())
     trainer.update()
     trainer.sums += math.nan
     with pytest.raises(RunError, match="diverged in epoch 1"):
         trainer.end_epoch()
     weights = []
     for baseline_weight in (0.0, 5.0):
-        trainer = Trainer(digits(baseline="leave-one-out", rollouts=2, baseline_weight=baseline_weight))
+        trainer = Trainer(RamLearner, digits(baseline="leave-one-out", rollouts=2, baseline_weight=baseline_weight))
         for _ in range(3):
             trainer.update()
         weights.append(trainer.model.classifier.weight)
@@ -276,32 +279,32 @@ def test_bad_configurations_are_named(fields: dict, message: str) -> None:
 
 
 def test_every_task_has_a_preset() -> None:
-    assert set(PRESETS) == set(TASKS)
-    for name in PRESETS:
+    assert set(PRESETS["ram"]) == set(TASKS)
+    for name in PRESETS["ram"]:
         assert preset(name).env_config.canvas_size == TASKS[name].config.canvas_size
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="no run"):
-        load_model(folder)
+        load_run(folder)
     folder.create("ram", digits())
     with pytest.raises(RunError, match="no checkpoint"):
-        load_model(folder)
+        load_run(folder)
     with pytest.raises(RunError, match="already"):
         train(digits(), folder)
     (folder.path / "best.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(RunError, match="damaged"):
-        load_model(folder)
-    other = Trainer(digits(hidden_size=32))
+        load_run(folder)
+    other = Trainer(RamLearner, digits(hidden_size=32))
     header = {"epoch": 1, "fingerprint": fingerprint(other.data)}
     folder.write_tensors("best.safetensors", other.model.state_dict(), header)
     with pytest.raises(RunError, match="does not fit"):
-        load_model(folder)
+        load_run(folder)
     about = json.loads((folder.path / "config.json").read_text())
     (folder.path / "config.json").write_text(json.dumps({**about, "agent": "ppo"}))
     with pytest.raises(RunError, match="'ppo'"):
-        load_model(folder)
+        load_run(folder)
 
 
 def test_scripted_locators_by_hand() -> None:

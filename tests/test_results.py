@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 import agents.cli
-import agents.full_image.command
-import agents.sb3.command
 from agents.analysis.pages import stale_files
 from agents.registry import read_config
 from agents.training.run_folder import RunFolder
@@ -63,8 +61,8 @@ def test_one_command_repeats_a_run(path: Path, monkeypatch: pytest.MonkeyPatch) 
     def begin(config: Any, *_: Any, **__: Any) -> None:
         raise _Begun(config)
 
-    for module in (agents.cli, agents.full_image.command, agents.sb3.command):
-        monkeypatch.setattr(module, "train", begin)
+    for agent in ("ram", "full_image", "sb3"):
+        monkeypatch.setattr(f"agents.{agent}.training.train", begin)
     folder = RunFolder(path)
     with pytest.raises(_Begun) as begun:
         agents.cli.main(["train", folder.read_agent(), "--like", str(path)])

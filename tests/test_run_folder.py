@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import RamConfig, preset
-from agents.ram.rollout import load_model
-from agents.ram.training import Trainer, train
+from agents.ram.training import train
+from agents.registry import load_run
 from agents.training import files, ranks
 from agents.training.environment import find_data_root
 from agents.training.files import HOLDER, LOCK, open_file
+from agents.training.loop import Trainer
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseConfig, has_dataset
 
@@ -505,7 +506,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors.items())
     with pytest.raises(RunError, match="weights must be baseline"):
-        load_model(folder)
+        load_run(folder)
 
 
 @pytest.mark.parametrize("value", ["null", '"x"', "true", "NaN", "Infinity", "[]", "-1e400"])

@@ -29,8 +29,9 @@ from agents.cli import main
 from agents.sb3 import network as policies
 from agents.sb3.checkpoint import load_checkpoint
 from agents.sb3.config import PRESETS, Sb3Config, preset
-from agents.sb3.policy import make_env, make_model, make_policy
+from agents.sb3.policy import Sb3Policy, make_env, make_model
 from agents.sb3.training import RunCallback, train
+from agents.training.loop import Progress
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseVectorEnv, get_task, wrappers
 
@@ -222,7 +223,7 @@ def test_box_actions_are_measured_as_they_are_trained_and_validated(algorithm: s
     config = Sb3Config(**{**SMALL, "action": "box"}, algorithm=algorithm)  # type: ignore[arg-type]
     setting = config.env_config.replace(split="validation")
     env = GlimpseVectorEnv(8, setting, output="torch", autoreset_mode="Disabled")
-    played, _ = make_policy(model.policy, config, env).act(env.reset()[0], None)
+    played, _ = Sb3Policy(model.policy, env, config).act(env.reset()[0], None)
     assert played["label"].tolist() == actions[:, 2:].argmax(1).tolist() == [3] * 8
 
 
@@ -238,7 +239,7 @@ def test_fields_that_do_not_fit_are_refused(field: str, value: Any) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_hyperparameter_files_are_the_presets(algorithm: str) -> None:
     held = yaml.safe_load((HYPERPARAMS / FILES[algorithm]).read_text())
-    expected = {get_task(task).env_id: preset(algorithm, task).hyperparameters() for task in PRESETS}  # type: ignore[arg-type]
+    expected = {get_task(task).env_id: preset(task, algorithm).hyperparameters() for task in PRESETS[algorithm]}
     assert held == expected
 
 
@@ -271,8 +272,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(algorithm: str, tmp_
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     train(config, whole)
 
-    def cut(done: float, text: str, seconds_left: float) -> None:
-        if done > 0.6:
+    def cut(progress: Progress) -> None:
+        if progress.done > 0.6:
             raise MemoryError("as if killed")
 
     class EachStep(RunCallback):
@@ -283,7 +284,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(algorithm: str, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agents.sb3.training.RunCallback", EachStep)
         with pytest.raises(MemoryError):
-            train(config, broken, report=cut)
+            train(config, broken, on_progress=cut)
     assert len(broken.read_metrics()) == 2
     result = train(config, broken, resume=True)
     assert result.is_complete
@@ -401,7 +402,7 @@ def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, caps
         assert "start it without torchrun" in refusal(capsys, "train", "sb3-ppo", "--task", "digits")
     for old in ("ppo", "ppo-lstm"):
         said = refusal(capsys, "train", old, "--task", "digits")
-        assert said == f"error: Stable-Baselines3's {old} is trained by: python -m agents train sb3-{old}\n"
+        assert said == f"error: Stable-Baselines3's {old} is called sb3-{old}\n"
     assert "Unrecognized" in refusal(capsys, "train", "sb3-ppo", "--algorithm", "sb3-ppo-lstm")
     copy = tmp_path / "copy"
     shutil.copytree(lstm, copy)
@@ -415,6 +416,6 @@ def test_mistakes_are_one_clear_line(runs: dict[str, Path], tmp_path: Path, caps
 
 
 def test_recurrent_ppo_learns_to_name_digits() -> None:
-    config = dataclasses.replace(preset("sb3-ppo-lstm", "digits"), total_timesteps=60_000, evaluate_every=60_000)
+    config = dataclasses.replace(preset("digits", "sb3-ppo-lstm"), total_timesteps=60_000, evaluate_every=60_000)
     result = train(dataclasses.replace(config, auxiliary_weight=1.0))
     assert result.validation_error_percent < 75, "chance is 90"

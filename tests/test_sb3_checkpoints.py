@@ -33,12 +33,12 @@ def half_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after the first of its two epochs."""
     folder = RunFolder(tmp_path_factory.mktemp("sb3") / "run")
 
-    def stop(done: float, text: str, seconds_left: float) -> None:
+    def stop(progress: object) -> None:
         if folder.read_metrics():
             raise MemoryError("as if killed")
 
     with pytest.raises(MemoryError):
-        train(CONFIG, folder, report=stop)
+        train(CONFIG, folder, on_progress=stop)
     assert len(folder.read_metrics()) == 1
     return folder.path
 

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 
-import agents.cli
-import agents.full_image.command
-import agents.sb3.command
 from agents.cli import main
 from agents.full_image.config import FullImageConfig
 from agents.ram.config import PRESETS, RamConfig, preset
@@ -58,8 +55,8 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stop(config: Any, *_: Any, **__: Any) -> None:
         raise Begun(config)
 
-    for module in (agents.cli, agents.full_image.command, agents.sb3.command):
-        monkeypatch.setattr(module, "train", stop)
+    for folder in ("ram", "full_image", "sb3"):
+        monkeypatch.setattr(f"agents.{folder}.training.train", stop)
 
     def run(*arguments: str) -> Any:
         with pytest.raises(Begun) as begun:
@@ -90,25 +87,25 @@ def test_like_gives_the_settings_and_task_beside_it_the_environment(begin: Any, 
     assert other == dataclasses.replace(stored, task="cluttered-60", env_config=get_task("cluttered-60").config)
 
 
-def test_a_task_without_settings_gets_those_of_the_nearest(
+def test_a_task_without_a_preset_gets_that_of_the_nearest(
     begin: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def near(**overrides: Any) -> str:
         monkeypatch.setitem(TASKS, "new", Task("RamGym/New-v0", overrides, "new"))
-        return nearest_task("new", PRESETS)
+        return nearest_task("new", PRESETS["ram"])
 
     foveated = {"num_scales": 3, "patch_size": 12}
     assert near(canvas_size=28) in ("digits", "mnist-28")
     assert near(canvas_size=64, **foveated) == "translated-60"
     assert near(canvas_size=90, num_clutter=1, **foveated) == "cluttered-60", "the number of scales comes first"
     assert near(canvas_size=200, num_clutter=6, num_scales=4) in ("cluttered-100", "cluttered-100x8")
-    assert [nearest_task(name, PRESETS) for name in PRESETS] == list(PRESETS)
+    assert [nearest_task(name, PRESETS["ram"]) for name in PRESETS["ram"]] == list(PRESETS["ram"])
     near(canvas_size=64, **foveated)
     for agent in ("ram", "mlp", "sb3-ppo"):
         capsys.readouterr()
         config = begin(agent, "--task", "new")
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("new has no settings of its own")
+        assert line.startswith(f"new has no preset for {agent}")
         assert line.endswith("translated-60")
         assert (config.task, config.env_config) == ("new", GlimpseConfig(canvas_size=64, **foveated))
     assert begin("ram", "--task", "new").epochs == preset("translated-60").epochs

@@ -14,6 +14,7 @@ import tyro
 from ram_gym import ComparisonTable, Evaluation, GlimpseVectorEnv, Policy, evaluate, get_task, write_report
 from ram_gym.files import write_file
 
+from .. import PROGRAM
 from ..registry import TrainedRun, load_run
 from ..scripted import SCRIPTED_LOCATORS, ScriptedPolicy
 from ..terminal import show_table
@@ -112,7 +113,7 @@ def compare_policies(
         options += [("--protocol", protocol), ("--split", split), ("--device", device)]
         options += [("--reference", reference)] if reference else []
         options += [("--data-root", data_root)] if data_root else []
-        words = ["python", "-m", "agents", "compare", *policies, *(word for option in options for word in option)]
+        words = [*PROGRAM.split(), "compare", *policies, *(word for option in options for word in option)]
         words += ["--other-data"] if other_data else []
         write_report(report, table, command=shlex.join(words))
     # After the files, so that they are complete even if the reader of this output is `head`.

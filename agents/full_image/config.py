@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from annotated_types import MaxLen, MinLen
 
 from ram_gym import GlimpseConfig
 
-from ..training.config import NativeConfig, nearest_task
+from ..training.config import NativeConfig, preset_fields
 from ..training.schema import Units
 
 Network = Literal["cnn", "mlp"]
-
-NETWORKS: tuple[Network, ...] = ("cnn", "mlp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,11 @@ class FullImageConfig(NativeConfig):
     hidden_sizes: Annotated[tuple[Units, ...], MaxLen(64)] = (256, 256)
     """Of the mlp: units of each hidden layer; the default is the paper's fully connected baseline."""
 
+    @property
+    def agent(self) -> str:
+        """Name of the agent: that of its network."""
+        return self.network
+
     def __post_init__(self) -> None:
         super().__post_init__()
         most = self.env_config.canvas_size.bit_length()
@@ -50,7 +53,7 @@ _CNN_SMALL = {"epochs": 20, "learning_rate": 5e-3, "weight_decay": 0.05}
 _CNN_LARGE = {**_CNN_SMALL, "channels": (16, 32, 64, 128, 128)}
 _MLP = {"epochs": 30, "learning_rate": 1e-3, "weight_decay": 0.1}
 
-PRESETS: dict[Network, dict[str, dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "cnn": {
         "digits": {**_CNN_SMALL, "epochs": 30, "batch_size": 64},
         "mnist-28": _CNN_SMALL,
@@ -70,13 +73,10 @@ PRESETS: dict[Network, dict[str, dict[str, Any]]] = {
 }
 """What each task changes in FullImageConfig."""
 
+CONFIG = FullImageConfig
 
-def preset(network: Network, task: str) -> FullImageConfig:
-    """The configuration that `python -m agents train NETWORK --task TASK` starts from.
 
-    A task without settings of its own has those of the nearest one, see `nearest_task`.
-
-    Raises:
-        ValueError: there is no task of that name.
-    """
-    return FullImageConfig(network=network, task=task, **PRESETS[network][nearest_task(task, PRESETS[network])])
+def preset(task: str, agent: str) -> FullImageConfig:
+    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `agents.registry.Agent`."""
+    network = cast(Network, agent)
+    return FullImageConfig(network=network, task=task, **preset_fields(PRESETS[network], task))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ram_gym import GlimpseVectorEnv
 
-from ..training.environment import find_data_root, make_blank_env
-from ..training.run_folder import RunError, RunFolder
-from .config import NETWORKS, FullImageConfig
+from ..registry import TrainedRun
+from ..training.environment import make_blank_env
+from ..training.run_folder import RunFolder
+from .config import FullImageConfig
 from .network import make_model
 
 
@@ -43,39 +44,15 @@ class FullImagePolicy:
         return {"location": location, "label": state.argmax(-1), "log_probabilities": state}, state
 
 
-def read_config(folder: RunFolder) -> FullImageConfig:
-    """The configuration of a run.
-
-    Raises:
-        RunError: there is no run of a full-image network, or its config.json is of another version.
-    """
-    config = folder.read_as(FullImageConfig, *NETWORKS)
-    agent = folder.read_agent()
-    if config.network != agent:
-        raise RunError(f"{folder.path}/config.json is damaged: it is of {agent!r} and of {config.network!r}")
-    return config
-
-
-class TrainedModel(NamedTuple):
-    """What a run folder holds."""
-
-    model: nn.Module
-    """The best network, in evaluation mode."""
-    config: FullImageConfig
-    epoch: int
-    """The epoch it is of."""
-
-
-def load_model(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedModel:
-    """The best network of a run, and the run's configuration with another device and data folder where given.
-
-    Needs no data.
-
-    Raises:
-        RunError: there is no such run, no best checkpoint yet, or it is damaged.
-    """
-    config = read_config(folder)
-    config = config.moved(device, find_data_root(config.env_config, data_root))
-    model = make_model(config, make_blank_env(config, folder.read_about()["data"]))
+def load(folder: RunFolder, config: FullImageConfig) -> TrainedRun:
+    """The best network of a run; see `agents.registry.Agent.load`."""
+    data = folder.read_about()["data"]
+    model = make_model(config, make_blank_env(config, data))
     epoch = folder.load_best(model)
-    return TrainedModel(model.eval(), config, epoch)
+    model.eval()
+
+    def make(env: GlimpseVectorEnv, locator: str | None = None, name: str = config.agent) -> FullImagePolicy:
+        assert locator is None, "it does not look"
+        return FullImagePolicy(model, env, name)
+
+    return TrainedRun(folder.path, config, data, epoch, model, make, looks=False)

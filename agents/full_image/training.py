@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..training import trainer
-from ..training.loop import Progress, TrainResult, run_training
-from ..training.ranks import ALONE
+from ram_gym import GlimpseVectorEnv
+
+from ..training.loop import Learner, OnProgress, TrainResult, run_training
+from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunFolder
 from .config import FullImageConfig
 from .network import make_model
 from .policy import FullImagePolicy, pixels
 
 
-class Trainer(trainer.Trainer):
-    """A training run in memory; see `agents.training.trainer.Trainer`. One process.
+class FullImageLearner(Learner):
+    """Draws scenes and gives the cross-entropy of the network's answers.
+
+    Args:
+        config: the run.
+        env: one lane for each scene; its sensor is not used.
+        generator: not used; nothing but the scenes is drawn.
+        ranks: one process alone, since batch normalization sees its own part of a batch only.
 
     Raises:
-        ValueError: the batch is larger than the split, or the device does not fit.
+        ValueError: there are several processes.
     """
 
     losses: ClassVar = ("train_accuracy_percent", "classification_loss")
-    config: FullImageConfig
 
-    def __init__(self, config: FullImageConfig, folder: RunFolder | None = None) -> None:
-        super().__init__(config, folder, ALONE, config.training_env_config)
-        self.model = make_model(config, self.env)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+    def __init__(
+        self, config: FullImageConfig, env: GlimpseVectorEnv, generator: torch.Generator, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__()
+        del generator
+        if ranks.size > 1:
+            raise ValueError(f"{config.agent} trains in one process, got {ranks.size}")
+        self.env = env
+        self.model = make_model(config, env)
 
-    @property
-    def agent(self) -> str:
-        """Name of the agent: that of its network."""
-        return self.config.network
-
-    def learn(self, index: Tensor) -> None:
-        """Draws the scenes and learns to name them."""
-        self.env.reset(options={"index": index, "scene_seed": self.scene_seed})
+    def forward(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch; see `Learner.forward`."""
+        del schedules
+        self.env.reset(options={"index": index, "scene_seed": scene_seed})
         labels = self.env.labels
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(pixels(self.env))
+        logits = self.model.train()(pixels(self.env))
         loss = cross_entropy(logits, labels)
-        self.descend(loss)
         is_right = (logits.argmax(-1) == labels).to(torch.float64)
-        self.sums += torch.stack((is_right.mean(), loss.detach().to(torch.float64)))
+        return loss, torch.stack((is_right.mean(), loss.detach().to(torch.float64)))
 
-    def make_policy(self) -> FullImagePolicy:
-        """The policy that validation measures: episodes of the task itself."""
-        return FullImagePolicy(self.model.eval(), self.validation_env)
+    def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> FullImagePolicy:
+        """Plays episodes of the task itself."""
+        return FullImagePolicy(model.eval(), env)
 
 
 def train(
@@ -63,13 +64,10 @@ def train(
     *,
     resume: bool = False,
     init: RunFolder | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Trains a network on whole canvases; see `agents.training.loop.run_training`.
-
-    Raises:
-        RunError: the folder holds a run already, or, resuming, none that fits.
-    """
+    """Trains a network on whole canvases; arguments and errors are those of `agents.training.loop.run_training`."""
     return run_training(
-        lambda: Trainer(config, folder), config, folder, resume=resume, init=init, on_progress=on_progress
+        FullImageLearner, config, folder, resume=resume, init=init, on_progress=on_progress, ranks=ranks
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from ..training.config import NativeConfig, nearest_task
+from ..training.config import NativeConfig, preset_fields
 from ..training.schema import NotNegative, Positive, Share, Units
 
 Locator = Literal["learned", "random", "centre", "scan", "oracle"]
@@ -76,6 +76,18 @@ class RamConfig(NativeConfig):
     measured; weights, the last layers, log-probabilities and losses are float32 in any case, and so is, when training
     with backpropagation "batched" alone, the layer that sees the location."""
 
+    shares_batches = True
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent."""
+        return "ram"
+
+    @property
+    def episodes_per_scene(self) -> int:
+        """Episodes that an update plays of each scene."""
+        return self.rollouts
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.baseline == "leave-one-out" and self.rollouts < 2:
@@ -114,7 +126,7 @@ _FOVEATED = {
 
 _CLUTTERED = {**_FOVEATED, "epochs": 570, "batch_size": 2048, "learning_rate": 0.005}
 
-PRESETS: dict[str, dict[str, Any]] = {
+_TASKS: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 100,
         "batch_size": 64,
@@ -135,15 +147,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cluttered-100": _CLUTTERED,
     "cluttered-100x8": _CLUTTERED,
 }
+
+PRESETS = {"ram": _TASKS}
 """What each task changes in RamConfig: the best values tried for the paper's core, see RESULTS.md."""
 
+CONFIG = RamConfig
 
-def preset(task: str) -> RamConfig:
-    """The configuration that `python -m agents train ram --task TASK` starts from.
 
-    A task without settings of its own has those of the nearest one, see `nearest_task`.
-
-    Raises:
-        ValueError: there is no task of that name.
-    """
-    return RamConfig(task=task, **PRESETS[nearest_task(task, PRESETS)])
+def preset(task: str, agent: str = "ram") -> RamConfig:
+    """The configuration that `python -m agents train ram --task TASK` starts from; see `agents.registry.Agent`."""
+    return RamConfig(task=task, **preset_fields(PRESETS[agent], task))

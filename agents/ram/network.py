@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ram_gym import GlimpseVectorEnv
+
 from .config import RamConfig
 
 State = tuple[Tensor, ...]
@@ -142,3 +144,11 @@ class RecurrentAttentionModel(nn.Module):
     def classify(self, hidden: Tensor) -> Tensor:
         """Logits of the answer. (..., hidden_size) -> (..., L)."""
         return self.classifier(hidden)
+
+
+def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:
+    """A fresh network for an environment, on its device, with weights drawn from the run's seed."""
+    values = env.config.num_scales * env.num_channels * env.config.patch_size**2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return RecurrentAttentionModel(values, env.num_classes, config).to(env.device)

@@ -1,11 +1,19 @@
-"""RamPolicy: a trained Recurrent Attention Model as a ram_gym Policy."""
+"""RamPolicy: a trained Recurrent Attention Model as a `ram_gym.Policy`; and loading one from a run folder."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..scripted import ScriptedLocator
-from .network import RecurrentAttentionModel, State
+import torch
+
+from ram_gym import GlimpseVectorEnv
+
+from ..registry import TrainedRun
+from ..scripted import ScriptedLocator, make_locator
+from ..training.environment import make_blank_env
+from ..training.run_folder import RunFolder
+from .config import RamConfig
+from .network import RecurrentAttentionModel, State, make_model
 
 
 class PolicyState(NamedTuple):
@@ -44,3 +52,35 @@ class RamPolicy:
         location = self.model.locate(core[0]) if self.locator is None else self.locator(observation, num_taken)
         action = {"location": location, "label": logits.argmax(-1), "log_probabilities": logits.log_softmax(-1)}
         return action, PolicyState(core, num_taken)
+
+
+def make_policy(
+    model: RecurrentAttentionModel, env: GlimpseVectorEnv, locator: str, seed: int = 0, name: str = "ram"
+) -> RamPolicy:
+    """The policy that answers with a network and looks where its own or a scripted locator says.
+
+    Args:
+        model: the network.
+        env: what it will play.
+        locator: "learned", or a scripted one; a run's own is `config.locator`.
+        seed: of random locations.
+        name: for reports.
+    """
+    if locator == "learned":
+        return RamPolicy(model, name)
+    generator = torch.Generator(env.device).manual_seed(seed)
+    return RamPolicy(model, name, make_locator(locator, env, generator))
+
+
+def load(folder: RunFolder, config: RamConfig) -> TrainedRun:
+    """The best network of a run; see `agents.registry.Agent.load`."""
+    data = folder.read_about()["data"]
+    model = make_model(config, make_blank_env(config, data))
+    # Published runs hold matrices as what they compute with.
+    epoch = folder.load_best(model, torch.bfloat16 if config.precision == "bfloat16" else None)
+    model.eval()
+
+    def make(env: GlimpseVectorEnv, locator: str | None = None, name: str = "ram") -> RamPolicy:
+        return make_policy(model, env, locator or config.locator, config.seed, name)
+
+    return TrainedRun(folder.path, config, data, epoch, model, make)

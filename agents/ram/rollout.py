@@ -1,33 +1,19 @@
-"""Playing episodes with a Recurrent Attention Model, for learning and for measuring."""
+"""Playing episodes with a Recurrent Attention Model, to learn from them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ram_gym import GlimpseVectorEnv
 
-from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import find_data_root, make_blank_env
+from ..scripted import ScriptedLocator
 from ..training.ranks import ALONE, Ranks
-from ..training.run_folder import RunFolder
-from .config import RamConfig
 from .losses import Rollout
 from .network import RecurrentAttentionModel
-from .policy import RamPolicy
 from .unrolled import unroll
-
-AGENT = "ram"
-
-
-def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:
-    """A fresh network for an environment, with weights drawn from the run's seed."""
-    values = env.config.num_scales * env.num_channels * env.config.patch_size**2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return RecurrentAttentionModel(values, env.num_classes, config).to(env.device)
 
 
 def play(
@@ -82,47 +68,3 @@ def play(
         baselines=model.estimate(before).transpose(0, 1),
         early_logits=early_logits.transpose(0, 1),
     )
-
-
-def make_policy(
-    model: RecurrentAttentionModel, env: GlimpseVectorEnv, locator: str, seed: int = 0, name: str = "ram"
-) -> RamPolicy:
-    """The policy that answers with a network and looks where its own or a scripted locator says.
-
-    Args:
-        model: the network.
-        env: what it will play.
-        locator: "learned", or a scripted one; a run's own is `config.locator`.
-        seed: of random locations.
-        name: for reports.
-    """
-    if locator == "learned":
-        return RamPolicy(model, name)
-    generator = torch.Generator(env.device).manual_seed(seed)
-    return RamPolicy(model, name, make_locator(locator, env, generator))
-
-
-class TrainedModel(NamedTuple):
-    """What a run folder holds."""
-
-    model: RecurrentAttentionModel
-    """The best network, in evaluation mode."""
-    config: RamConfig
-    epoch: int
-    """The epoch it is of."""
-
-
-def load_model(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedModel:
-    """The best network of a run, and the run's configuration with another device and data folder where given.
-
-    Needs no data.
-
-    Raises:
-        RunError: there is no such run, no best checkpoint yet, or it is damaged.
-    """
-    config = folder.read_as(RamConfig, AGENT)
-    config = config.moved(device, find_data_root(config.env_config, data_root))
-    model = make_model(config, make_blank_env(config, folder.read_about()["data"]))
-    # Published runs hold matrices as what they compute with.
-    epoch = folder.load_best(model, torch.bfloat16 if config.precision == "bfloat16" else None)
-    return TrainedModel(model.eval(), config, epoch)

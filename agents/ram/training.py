@@ -4,42 +4,47 @@
     T times:  state = look(observation, state); sample a location; observation = env.step(...)
     loss = cross-entropy + REINFORCE + baseline          one graph from the first glimpse to the answer
 
-The environment's part of that graph has no gradient: observations are constants.
+The environment's part of that graph has no gradient: observations are constants. The loop around it is
+agents/training/loop.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+import copy
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ram_gym import GlimpseVectorEnv
 
 from ..scripted import make_locator
-from ..training import trainer
-from ..training.loop import Progress, TrainResult, run_training
+from ..training.loop import Learner, OnProgress, TrainResult, run_training
 from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunFolder
 from .config import RamConfig, location_std
-from .graph import GraphedStep
-from .learner import Learner, share_gradients
-from .network import RecurrentAttentionModel
-from .policy import RamPolicy
-from .rollout import AGENT, make_model, make_policy
+from .losses import rollout_losses, total_loss
+from .network import RecurrentAttentionModel, make_model
+from .policy import RamPolicy, make_policy
+from .rollout import play
+
+HEADS, BODY = ("classify", "estimate"), ("look", "locate")
+"""Parts of the network that `RamConfig.compile` compiles beside the losses; the body if autograd goes through it."""
 
 
-class Trainer(trainer.Trainer):
-    """A training run in memory: the environment, the network, the optimizer and how far it has come.
+class RamLearner(Learner):
+    """Plays a batch and gives its loss.
 
-    See `agents.training.trainer.Trainer`.
+    Args:
+        config: the run.
+        env: this rank's lanes, `config.rollouts` for each scene.
+        generator: where locations are drawn from, on the environment's device, in the same state on all ranks.
+        ranks: the processes that share the batch.
 
     Raises:
-        ValueError: the batch is larger than the split or cannot be shared out, or the device does not fit.
+        ValueError: a CUDA graph is asked for on another device.
     """
 
-    agent = AGENT
     losses: ClassVar = (
         "train_accuracy_percent",
         "classification_loss",
@@ -47,86 +52,70 @@ class Trainer(trainer.Trainer):
         "baseline_loss",
         "early_classification_loss",
     )
-    config: RamConfig
     model: RecurrentAttentionModel
 
-    def __init__(self, config: RamConfig, folder: RunFolder | None = None, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: RamConfig, env: GlimpseVectorEnv, generator: torch.Generator, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__()
         if config.cuda_graph and not config.device.startswith("cuda"):
             raise ValueError(f"cuda_graph needs device 'cuda', got {config.device!r}: --no-cuda-graph turns it off")
-        env_config = config.env_config
-        super().__init__(config, folder, ranks, env_config, config.rollouts)
-        self.is_graphed = config.cuda_graph and ranks.size == 1
-        self.model = make_model(config, self.env)
-        if env_config.num_glimpses == 1:  # nothing is located and nothing expected, so nothing trains these two
+        self.config, self.env, self.generator, self.ranks = config, env, generator, ranks
+        self.weight_average, self.cuda_graph = config.weight_average, config.cuda_graph
+        self.model = make_model(config, env)
+        if env.config.num_glimpses == 1:  # nothing is located and nothing expected, so nothing trains these two
             self.model.locator.requires_grad_(False)
             self.model.baseline.requires_grad_(False)
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.weight_average))
-            if config.weight_average
-            else None
+        self.locator = None
+        if config.locator != "learned":
+            self.locator = make_locator(config.locator, env, generator, ranks)
+        # Validation, whose batches have another size, keeps the plain methods of `model`.
+        self._played, self._rollout_losses = (self.model,), rollout_losses
+        if config.compile:
+            compiled = copy.copy(self.model)  # the same parameters
+            for name in HEADS + (BODY if config.backpropagation == "autograd" else ()):
+                setattr(compiled, name, torch.compile(getattr(compiled, name), fullgraph=True))
+            # In a tuple, so that its parameters are not this module's once more.
+            self._played, self._rollout_losses = (compiled,), torch.compile(rollout_losses, fullgraph=True)
+
+    def forward(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> tuple[Tensor, Tensor]:
+        """One rollout in every lane, and its loss; see `Learner.forward`.
+
+        Args:
+            index: int64 (num_scenes,), the images; rollouts of the same scene play side by side.
+            scene_seed: int64 (), of all lanes' scenes.
+            schedules: float32 (), standard deviation of the location policy.
+
+        Returns:
+            The loss, a scalar, and without gradient float32 (5,): mean reward and the loss's four terms.
+        """
+        (std,) = schedules
+        config = self.config
+        index = index.repeat_interleave(config.rollouts)
+        first = self.ranks.draw(torch.rand, len(index), self.generator, self.env.device) * 2 - 1
+        options = {"index": index, "scene_seed": scene_seed, "location": first}
+        rollout = play(self._played[0], self.env, options, std, self.generator, self.locator, self.ranks)
+        use_leave_one_out = config.baseline == "leave-one-out"
+        losses = self._rollout_losses(
+            rollout,
+            std,
+            config.rollouts,
+            use_leave_one_out=use_leave_one_out,
+            location_reward=config.location_reward,
+            location_discount=config.location_discount,
         )
-        rate = config.learning_rate
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=torch.tensor(rate, device=self.env.device) if self.is_graphed else rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=self.is_graphed,
-        )
+        reinforce_weight = config.reinforce_weight if self.locator is None else 0.0
+        baseline_weight = 0.0 if use_leave_one_out else config.baseline_weight
+        loss = total_loss(losses, reinforce_weight, baseline_weight, config.early_weight)
+        return loss, torch.stack((rollout.rewards.mean(), *losses)).detach()
 
-    def learn(self, index: Tensor) -> None:
-        """Plays the scenes, learns from what was played and averages weights."""
-        index = index.repeat_interleave(self.config.rollouts)
-        scene_seed = torch.full((), self.scene_seed, device=self.env.device)
-        std = torch.full((), location_std(self.config, self.done), device=self.env.device)
-        self._run_step(index, scene_seed, std)
-        self._average_weights()
+    def schedules(self, done: float) -> dict[str, float]:
+        """The standard deviation of the location policy."""
+        return {"location_std": location_std(self.config, done)}
 
-    def make_policy(self) -> RamPolicy:
-        """The policy that validation measures."""
-        model = cast(RecurrentAttentionModel, self.evaluated_model)
-        return make_policy(model, self.validation_env, self.config.locator, self.config.seed)
-
-    def schedules(self) -> dict[str, float]:
-        """What changes as training goes on, for the metrics."""
-        return {**super().schedules(), "location_std": location_std(self.config, self.done)}
-
-    def load(self) -> None:
-        """As the parent's."""
-        self.__dict__.pop("_run_step", None)  # a graph knows where the tensors were that are replaced here
-        super().load()
-
-    @cached_property
-    def learner(self) -> nn.Module:
-        """What plays and learns; made at the first update, by all ranks at once."""
-        name, locator = self.config.locator, None
-        if name != "learned":
-            locator = make_locator(name, self.env, self.generator, self.ranks)
-        return share_gradients(Learner(self.model, self.env, self.config, self.generator, locator, self.ranks))
-
-    @cached_property
-    def _run_step(self) -> Callable[[Tensor, Tensor, Tensor], None]:
-        return GraphedStep(self._step, self.generator) if self.is_graphed else self._step
-
-    def _step(self, index: Tensor, scene_seed: Tensor, std: Tensor) -> None:
-        """The device's part of an update; see `Learner.forward`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, sums = self.learner(index, scene_seed, std)
-        self.descend(loss)
-        self.sums += sums
-
-    @torch.no_grad()
-    def _average_weights(self) -> None:
-        """AveragedModel.update_parameters, but for its counter, which that sends to the device and waits."""
-        if self.average is None:
-            return
-        averages: list[Tensor] = list(self.average.module.parameters())
-        weights: list[Tensor] = list(self.model.parameters())
-        if self.average.n_averaged == 0:  # a tensor on the host
-            torch._foreach_copy_(averages, weights)
-        else:
-            get_ema_multi_avg_fn(self.config.weight_average)(averages, weights, self.average.n_averaged)
-        self.average.n_averaged += 1
+    def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> RamPolicy:
+        """Plays with the network, and looks where it or the run's scripted locator says."""
+        return make_policy(cast(RecurrentAttentionModel, model), env, self.config.locator, self.config.seed)
 
 
 def train(
@@ -135,16 +124,8 @@ def train(
     *,
     resume: bool = False,
     init: RunFolder | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.loop.run_training`."""
-    return run_training(
-        lambda: Trainer(config, folder, ranks),
-        config,
-        folder,
-        resume=resume,
-        init=init,
-        on_progress=on_progress,
-        ranks=ranks,
-    )
+    return run_training(RamLearner, config, folder, resume=resume, init=init, on_progress=on_progress, ranks=ranks)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from annotated_types import Interval
 
-from ..training.config import TrainConfig, nearest_task
+from ..training.config import TrainConfig, preset_fields
 from ..training.schema import Count, NotNegative, Positive, Share, Units
 
 Algorithm = Literal["sb3-ppo-lstm", "sb3-ppo"]
@@ -77,6 +77,15 @@ class Sb3Config(TrainConfig):
     evaluate_every: Annotated[int, Interval(ge=1, le=10**12)] = 50_000
     """Environment steps between evaluations on the validation split, rounded to whole rollouts: one epoch."""
 
+    @property
+    def agent(self) -> str:
+        """Name of the agent: that of its algorithm."""
+        return self.algorithm
+
+    def planned_fields(self) -> list[str]:
+        """Names of the fields by which an epoch depends on the number of epochs."""
+        return ["learning_rate"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minibatches >= self.rollout_steps:
@@ -124,7 +133,7 @@ class Sb3Config(TrainConfig):
             "env_wrapper": [wrapper, "ram_gym.wrappers.ProgressObservation"],
             "n_timesteps": self.total_timesteps,
             "n_envs": self.n_envs,
-            "policy": f"agents.sb3.network.{_POLICIES[self.algorithm]}",
+            "policy": f"{__package__}.network.{_POLICIES[self.algorithm]}",
             "policy_kwargs": network,
             "n_steps": self.rollout_steps // self.n_envs,
             "batch_size": math.ceil(self.rollout_steps / self.minibatches),
@@ -141,7 +150,7 @@ class Sb3Config(TrainConfig):
 
 _POLICIES = {"sb3-ppo-lstm": "GlimpseLstmPolicy", "sb3-ppo": "GlimpsePolicy"}
 
-PRESETS: dict[str, dict[str, Any]] = {
+_TASKS: dict[str, dict[str, Any]] = {
     "digits": {"total_timesteps": 500_000},
     "mnist-28": {},
     "translated-60": {},
@@ -149,15 +158,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cluttered-100": {},
     "cluttered-100x8": {},
 }
+
+PRESETS = {"sb3-ppo": _TASKS, "sb3-ppo-lstm": _TASKS}
 """What each task changes in Sb3Config, for both algorithms alike: a control differs in nothing but its memory."""
 
+CONFIG = Sb3Config
 
-def preset(algorithm: Algorithm, task: str) -> Sb3Config:
-    """The configuration that `python -m agents train ALGORITHM --task TASK` starts from.
 
-    A task without settings of its own has those of the nearest one, see `nearest_task`.
-
-    Raises:
-        ValueError: there is no task of that name.
-    """
-    return Sb3Config(algorithm=algorithm, task=task, **PRESETS[nearest_task(task, PRESETS)])
+def preset(task: str, agent: str) -> Sb3Config:
+    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `agents.registry.Agent`."""
+    return Sb3Config(algorithm=cast(Algorithm, agent), task=task, **preset_fields(PRESETS[agent], task))

@@ -15,8 +15,9 @@ from ram_gym import GlimpseConfig, GlimpseVectorEnv
 from ram_gym.adapters.sb3 import GlimpseVecEnv
 from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
 
+from ..registry import TrainedRun
 from ..scripted import ScriptedLocator, make_locator
-from ..training.environment import check_device, find_data_root, make_blank_env
+from ..training.environment import check_device, make_blank_env
 from ..training.run_folder import RunFolder
 from . import network as policies
 from .algorithms import LabelledPPO, LabelledRecurrentPPO
@@ -144,44 +145,19 @@ class Sb3Policy:
         return action, PolicyState(lstm, num_taken)
 
 
-def make_policy(
-    policy: GlimpsePolicy | GlimpseLstmPolicy,
-    config: Sb3Config,
-    env: GlimpseVectorEnv,
-    locator: str | None = None,
-    name: str = "sb3-ppo",
-) -> Sb3Policy:
-    """The policy that answers with a network and looks where it says, or a scripted locator."""
-    if locator is None:
-        return Sb3Policy(policy, env, config, name)
-    generator = torch.Generator(env.device).manual_seed(config.seed)
-    return Sb3Policy(policy, env, config, name, make_locator(locator, env, generator))
+def load(folder: RunFolder, config: Sb3Config) -> TrainedRun:
+    """The best network of a run; see `agents.registry.Agent.load`."""
+    data = folder.read_about()["data"]
+    env = GlimpseVecEnv(wrap_actions(make_blank_env(config, data, "numpy"), config), add_progress=True)
+    make_network, options = _policy(config)
+    network = make_network(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
+    state = load_checkpoint(folder, BEST, network)
+    network.set_training_mode(False)
 
+    def make(env: GlimpseVectorEnv, locator: str | None = None, name: str = config.agent) -> Sb3Policy:
+        if locator is None:
+            return Sb3Policy(network, env, config, name)
+        generator = torch.Generator(env.device).manual_seed(config.seed)
+        return Sb3Policy(network, env, config, name, make_locator(locator, env, generator))
 
-class TrainedPolicy(NamedTuple):
-    """What a run folder holds."""
-
-    policy: GlimpsePolicy | GlimpseLstmPolicy
-    """The best network, in evaluation mode."""
-    config: Sb3Config
-    epoch: int
-    """The epoch it is of."""
-
-
-def load_policy(folder: RunFolder, device: str | None = None, data_root: str | None = None) -> TrainedPolicy:
-    """The best network of a run, and the run's configuration with another device and data folder where given.
-
-    Needs no data.
-
-    Raises:
-        RunError: there is no such run, no best checkpoint yet, or it is damaged.
-    """
-    config = folder.read_as(Sb3Config, "sb3-ppo-lstm", "sb3-ppo")
-    config = config.moved(device, find_data_root(config.env_config, data_root))
-    blank = make_blank_env(config, folder.read_about()["data"], "numpy")
-    env = GlimpseVecEnv(wrap_actions(blank, config), add_progress=True)
-    make, options = _policy(config)
-    policy = make(env.observation_space, env.action_space, lambda _: 0.0, **options).to(config.device)
-    state = load_checkpoint(folder, BEST, policy)
-    policy.set_training_mode(False)
-    return TrainedPolicy(policy, config, state.epoch)
+    return TrainedRun(folder.path, config, data, state.epoch, network, make)

@@ -1,8 +1,7 @@
 """Training runs of PPO and RecurrentPPO: Stable-Baselines3 learns, a run folder keeps what comes of it.
 
-A run is a row of epochs, each a function of the weights it begins with and of its number: at its beginning the random
-generators and the environments are seeded from (seed, epoch). So a run that goes on from the last epoch that was
-completed comes to the numbers of an unbroken one.
+An epoch is a function of the weights it begins with and of its number: when it begins, random generators and
+environments are seeded from (seed, epoch). So a run resumes bit-exactly from its last complete epoch.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +17,6 @@ import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
-    HumanOutputFormat,
     KVWriter,
     Logger,
     TensorBoardOutputFormat,
@@ -30,8 +27,8 @@ from ..terminal import say
 from ..training.files import require_regular
 from ..training.fingerprint import describe_data, fingerprint, is_other_data
 from ..training.interrupts import noted_interrupts
-from ..training.loop import TrainResult
-from ..training.progress import Report
+from ..training.loop import OnProgress, Progress, TrainResult
+from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunError, RunFolder
 from .checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint
 from .config import Sb3Config
@@ -47,8 +44,7 @@ class RunCallback(EvalCallback):
         config: the run.
         folder: where it is written; None keeps nothing.
         is_interrupted: tells whether to stop; asked at each step.
-        report: told how far the run is.
-        verbose: 1 lets EvalCallback print what it finds.
+        on_progress: called a few times a second.
     """
 
     def __init__(
@@ -56,14 +52,13 @@ class RunCallback(EvalCallback):
         config: Sb3Config,
         folder: RunFolder | None,
         is_interrupted: Any = lambda: False,
-        report: Report | None = None,
-        verbose: int = 0,
+        on_progress: OnProgress | None = None,
     ) -> None:
         setting = config.env_config.replace(split="validation")
         num_images = make_env(config, setting, 1).get_attr("num_images")[0]
         validation_env = make_env(config, setting, num_images)
-        super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=verbose)
-        self.config, self.folder, self.is_interrupted, self.report = config, folder, is_interrupted, report
+        super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=0)
+        self.config, self.folder, self.is_interrupted, self.on_progress = config, folder, is_interrupted, on_progress
         self.data = describe_data(config.env_config)
         self.epoch = 0  # complete ones
         self.seconds = 0.0  # of training, in complete epochs, validation not counted
@@ -115,7 +110,7 @@ class RunCallback(EvalCallback):
             self._episodes += 1
             self._successes += bool(self.locals["infos"][lane]["is_success"])
         now = time.perf_counter()
-        if self.report is not None and now - self._reported > 0.25:
+        if self.on_progress is not None and now - self._reported > 0.25:
             self._reported = now
             self._tell(now)
         return not self.is_interrupted()
@@ -170,17 +165,14 @@ class RunCallback(EvalCallback):
             save_checkpoint(self.model, self.folder, name, self.state())
 
     def _tell(self, now: float) -> None:
-        if self.report is None:
+        if self.on_progress is None:
             return
-        total = self.config.total_steps
+        total, epochs = self.config.total_steps, self.config.epochs
         speed = (self.num_timesteps - self._steps_before) / max(now - self._began, 1e-9)
-        text = [f"epoch {min(self.epoch + 1, self.config.epochs)}/{self.config.epochs}"]
-        if self.last_metrics is not None:
-            text.append(f"accuracy {self.last_metrics['train_accuracy_percent']:.1f}%")
-            text.append(f"val error {self.last_metrics['validation_error_percent']:.2f}%")
-        text.append(f"{speed:,.0f} steps/s")
         left = (total - self.num_timesteps) / max(speed, 1e-9)
-        self.report(self.num_timesteps / total, ", ".join(text), left)
+        done = self.num_timesteps / total
+        epoch = min(self.epoch + 1, epochs)
+        self.on_progress(Progress(epoch, epochs, done, f"{speed:,.0f} steps/s", left, self.last_metrics))
 
 
 def train(
@@ -188,9 +180,9 @@ def train(
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
-    report: Report | None = None,
-    verbose: bool = False,
-    progress_bar: bool = False,
+    init: RunFolder | None = None,
+    on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains PPO or RecurrentPPO.
 
@@ -201,14 +193,17 @@ def train(
         config: the run.
         folder: where to write it; None writes nothing.
         resume: go on from the folder's last complete epoch, or from the beginning if none was completed.
-        report: called a few times a second.
-        verbose: print Stable-Baselines3's tables.
-        progress_bar: show Stable-Baselines3's own bar.
+        init: a run of the same agent; training begins with its best weights instead of random ones.
+        on_progress: called a few times a second.
+        ranks: this process alone.
 
     Raises:
         RunError: the folder holds a run already, or another process trains in it; resuming, it holds none that fits,
-            or a file of it is missing; or training diverged.
+            or a file of it is missing; or `init` does not fit; or training diverged.
+        ValueError: there are several processes.
     """
+    if ranks.size > 1:
+        raise ValueError(f"{config.agent} trains in one process, got {ranks.size}")
     if folder is not None and not resume:
         folder.require_no_run()
     if folder is not None and resume:
@@ -216,8 +211,11 @@ def train(
         is_other_data(folder.read_about()["data"], config.env_config, ("train", "validation"), folder.path, other)
     env = make_env(config, config.env_config, config.n_envs, shaped=True)
     model = make_model(config, env)
+    if init is not None and not resume:
+        init.read_config(config.agent)
+        load_checkpoint(init, BEST, model.policy)
     with noted_interrupts() as is_interrupted, ExitStack() as stack:
-        callback = RunCallback(config, folder, is_interrupted, report, verbose=int(verbose))
+        callback = RunCallback(config, folder, is_interrupted, on_progress)
         if folder is not None:
             if resume:
                 folder.read_about()
@@ -232,7 +230,7 @@ def train(
             callback.last_metrics = next(reversed(folder.read_metrics()), None)
             if callback.epoch < config.epochs:
                 folder.remove_results()
-        model.set_logger(_logger(folder, callback.epoch, verbose))
+        model.set_logger(_logger(folder, callback.epoch))
         if callback.epoch < config.epochs:
             try:
                 model.learn(
@@ -240,7 +238,6 @@ def train(
                     callback,
                     log_interval=config.rollouts_per_epoch,
                     reset_num_timesteps=False,
-                    progress_bar=progress_bar,
                 )
             except (ValueError, RuntimeError) as refused:
                 # Whatever meets an output that is no number first, a distribution or the environment, refuses it. Such
@@ -285,12 +282,12 @@ def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
     model.num_timesteps, model._n_updates = state.steps, state.updates
 
 
-def _logger(folder: RunFolder | None, epoch: int, verbose: bool) -> Logger:
-    """Stable-Baselines3's logger: progress.csv and TensorBoard events in the folder, tables on standard output.
+def _logger(folder: RunFolder | None, epoch: int) -> Logger:
+    """Stable-Baselines3's logger: progress.csv and TensorBoard events in the folder.
 
     A run that goes on writes its rows to another file, progress-from-EPOCH.csv, since the old one would be emptied.
     """
-    outputs: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if verbose else []
+    outputs: list[KVWriter] = []
     if folder is not None:
         name = f"progress-from-{epoch}.csv" if epoch else "progress.csv"
         require_regular(folder.path / name)

@@ -1,11 +1,11 @@
-"""TrainConfig, which the configurations of all agents are, and NativeConfig, for the agents that our loop trains."""
+"""TrainConfig, the configuration of any agent, and NativeConfig, of the agents that training/loop.py trains."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 from annotated_types import Interval
@@ -63,6 +63,23 @@ class TrainConfig:
         if self.env_config.split != "train":
             raise ValueError(f"env_config.split must be 'train', got {self.env_config.split!r}")
 
+    @property
+    def agent(self) -> str:
+        """Name of the agent, as `python -m agents train` takes it."""
+        raise NotImplementedError
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        raise NotImplementedError
+
+    shares_batches: ClassVar[bool] = False
+    """Whether several processes can train it together."""
+
+    def planned_fields(self) -> list[str]:
+        """Names of the fields by which an epoch depends on the number of epochs."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dict that `json.dumps` takes and `from_dict` gives back."""
         return dataclasses.asdict(self)
@@ -85,7 +102,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NativeConfig(TrainConfig):
-    """What the agents have that `agents.training.loop` trains: passes, batches and the optimizer."""
+    """The configuration of an agent that `agents.training.loop` trains: passes, batches and the optimizer."""
 
     epochs: Annotated[int, Interval(ge=1, le=2**20)] = 100
     """Passes over the training images; each pass draws new scenes."""
@@ -110,6 +127,16 @@ class NativeConfig(TrainConfig):
     checkpoint_minutes: NotNegative = 2.0
     """A checkpoint is written with every evaluation, at least this often, and where training is stopped."""
 
+    @property
+    def training_env_config(self) -> GlimpseConfig:
+        """The environment that an update plays in."""
+        return self.env_config
+
+    @property
+    def episodes_per_scene(self) -> int:
+        """Episodes that an update plays of each scene."""
+        return 1
+
     def planned_fields(self) -> list[str]:
         """Names of the fields by which an epoch depends on the number of epochs."""
         return [] if self.learning_rate_schedule == "constant" else ["learning_rate_schedule"]
@@ -130,6 +157,11 @@ def nearest_task(task: str, known: Iterable[str]) -> str:
         return name != task, scales, clutter, abs(config.canvas_size - wanted.canvas_size)
 
     return min(known, key=distance)
+
+
+def preset_fields(presets: dict[str, dict[str, Any]], task: str) -> dict[str, Any]:
+    """What a task, or the nearest one that has a preset, changes in a configuration; see `nearest_task`."""
+    return presets[nearest_task(task, presets)]
 
 
 def learning_rate(config: NativeConfig, done: float) -> float:

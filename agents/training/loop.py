@@ -1,41 +1,57 @@
-"""Training: the loop that drives a trainer, whatever it trains, and what that loop tells."""
+"""The training loop of the native agents: data order, schedules, optimizer step, validation, checkpoint.
+
+Read `Trainer.train`, then `update` and `end_epoch`. An agent contributes a `Learner`: a network, the loss of a batch,
+and a policy.
+"""
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ram_gym import load_dataset
+from ram_gym import GlimpseVectorEnv, Policy, evaluate, load_dataset
 
-from .config import NativeConfig
-from .fingerprint import is_other_data
+from .allocator import keep_freed_memory
+from .checkpoint import init_model, load_checkpoint, save_checkpoint
+from .config import NativeConfig, learning_rate
+from .distortion import with_distorted_copies
+from .environment import check_device, make_env
+from .fingerprint import Data, describe_data, fingerprint, is_other_data
+from .graph import GraphedStep
 from .interrupts import noted_interrupts
 from .ranks import ALONE, Ranks
-from .run_folder import RunFolder
+from .run_folder import RunError, RunFolder
 from .tensorboard import TensorBoard
-from .trainer import Trainer
 
 UPDATES_BETWEEN_TALKS = 8
 """Several ranks agree this often on whether to stop or to save."""
 
 
 class Progress(NamedTuple):
-    """Where a training run stands; handed to `on_progress` a few times a second."""
+    """How far a training run is; handed to `on_progress` a few times a second."""
 
     epoch: int
     epochs: int
     done: float
     """Share of all updates that are done, in [0, 1]."""
-    images_per_second: float
-    """Scenes learned from per second of training, one rollout each; validation not counted."""
+    speed: str
+    """What it learns from per second of training, such as "1,200 images/s"; validation not counted."""
     seconds_left: float
     last_metrics: dict[str, Any] | None
     """The row of metrics.jsonl that was written last."""
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class TrainResult(NamedTuple):
@@ -48,23 +64,333 @@ class TrainResult(NamedTuple):
     """Of the best epoch, single rollout."""
 
 
+class Learner(nn.Module, ABC):
+    """What an agent contributes to training.
+
+    Its `forward` is all of an update that has a gradient, so that DistributedDataParallel, which wraps it where there
+    are several ranks, sees each parameter's whole gradient at once.
+    """
+
+    losses: ClassVar[tuple[str, ...]]
+    """What `forward` measures, as metrics.jsonl calls it; the first is the share of right answers."""
+    model: nn.Module
+    """The network that learns; validation sees it, or the average of its weights."""
+    weight_average: float = 0.0
+    """Decay per update of the exponential average of the weights that is evaluated; 0 evaluates the weights."""
+    cuda_graph: bool = False
+    """Whether an update is recorded as one CUDA graph."""
+
+    @abstractmethod
+    def forward(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch. Waits for no device.
+
+        Args:
+            index: int64 (num_scenes,), the images to learn from.
+            scene_seed: int64 (), of the scenes.
+            schedules: the values of `schedules`, float32 () each.
+
+        Returns:
+            The loss, a scalar, and without gradient what `losses` names, (len(losses),), as means over the batch.
+        """
+
+    @abstractmethod
+    def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> Policy:
+        """The policy that validation measures: one that plays an environment with a network of the form of `model`."""
+
+    def schedules(self, done: float) -> dict[str, float]:
+        """What changes beside the learning rate when a share `done` of all updates is done."""
+        del done
+        return {}
+
+
+MakeLearner = Callable[[Any, GlimpseVectorEnv, torch.Generator, Ranks], Learner]
+"""(configuration, this rank's lanes, generator in the same state on all ranks, ranks) -> learner."""
+
+
+class Trainer:
+    """A training run in memory: the environment, the learner, the optimizer, and how far the run has come.
+
+    With several ranks each has a trainer, with its own part of every batch and otherwise the same numbers; all of them
+    call the same methods. Rank 0 writes the folder, the others read it.
+
+    Args:
+        make_learner: makes what learns.
+        config: the run.
+        folder: where it is written; None keeps it in memory.
+        ranks: the processes that share the work.
+
+    Raises:
+        ValueError: the batch is larger than the split or cannot be shared out, or the device does not fit.
+    """
+
+    def __init__(
+        self, make_learner: MakeLearner, config: NativeConfig, folder: RunFolder | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        keep_freed_memory()
+        self.config, self.folder, self.ranks = config, folder, ranks
+        device = ranks.device(config.device)
+        check_device(device)
+        env_config = config.training_env_config
+        images = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images
+        self.num_images = len(images)
+        self.num_scenes = ranks.share(config.batch_size, "batch_size")
+        self.updates_per_epoch = self.num_images // config.batch_size
+        if not self.updates_per_epoch:
+            raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")
+        shown = None  # instead of the images themselves
+        if config.distorted_copies:
+            shown = with_distorted_copies(images, config.distorted_copies, config.seed, device)
+        self.env = make_env(env_config, device, self.num_scenes * config.episodes_per_scene, shown)
+        self.validation_env = make_env(config.env_config.replace(split="validation"), device)
+
+        self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
+        self.learner = make_learner(config, self.env, self.generator, ranks)
+        self.model = self.learner.model
+        self.is_graphed = self.learner.cuda_graph and ranks.size == 1
+        rate = config.learning_rate
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=torch.tensor(rate, device=self.env.device) if self.is_graphed else rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=self.is_graphed,
+        )
+        self.average: AveragedModel | None = None
+        if self.learner.weight_average:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.learner.weight_average))
+
+        self.epoch = 0  # complete ones
+        self.update_in_epoch = 0
+        self.seconds = 0.0  # of training, validation and checkpoints not counted
+        self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
+        self.sums = torch.zeros(len(self.learner.losses), dtype=torch.float64, device=self.env.device)  # of the epoch
+        self.order, self.ordered_epoch = torch.empty(0), -1
+        self.last_metrics: dict[str, Any] | None = None
+
+    def train(self, on_progress: OnProgress | None = None) -> TrainResult:
+        """Trains to the end, or until Ctrl-C or SIGTERM, which end it after the running update with a checkpoint."""
+        board = TensorBoard(self.folder) if self.folder is not None and self.ranks.rank == 0 else None
+        saved = reported = time.perf_counter()
+        began = self.seconds, self.done
+        updates = 0
+        with noted_interrupts() as is_interrupted:
+            while self.epoch < self.config.epochs:
+                if self.ranks.size == 1 or updates % UPDATES_BETWEEN_TALKS == 0:
+                    minutes = (time.perf_counter() - saved) / 60
+                    is_due = self.folder is not None and minutes > self.config.checkpoint_minutes
+                    is_over, is_due = self.ranks.any(is_interrupted(), is_due)
+                    if is_over:
+                        break
+                    if is_due:
+                        save_checkpoint(self)
+                        saved = time.perf_counter()
+                start = time.perf_counter()
+                self.update()
+                updates += 1
+                is_last = self.update_in_epoch == self.updates_per_epoch
+                if is_last and self.env.device.type == "cuda":
+                    torch.cuda.synchronize(self.env.device)  # once a pass, so that its time is all counted
+                self.seconds += time.perf_counter() - start
+                if is_last:
+                    metrics = self.end_epoch()
+                    if "validation_error_percent" in metrics:
+                        saved = time.perf_counter()  # it wrote a checkpoint
+                    if board is not None:
+                        board.add(metrics)
+                now = time.perf_counter()
+                if on_progress is not None and (now - reported > 0.25 or self.epoch >= self.config.epochs):
+                    reported = now
+                    on_progress(self._progress(*began))
+            if self.folder is not None and self.epoch < self.config.epochs:
+                save_checkpoint(self)
+        if board is not None:
+            board.close()
+        error, best_epoch = self.best
+        is_complete = self.epoch >= self.config.epochs
+        if self.folder is not None and is_complete and self.ranks.rank == 0:
+            result: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": self.config.epochs}
+            result |= {"train_seconds": round(self.seconds, 1), "scenes": (self.last_metrics or {}).get("scenes")}
+            self.folder.add_result("validation", result)
+        return TrainResult(is_complete, best_epoch, error)
+
+    def update(self) -> None:
+        """One batch: which images, which learning rate, and a step down the loss. Waits for no device."""
+        if self.ordered_epoch != self.epoch:
+            self.order, self.ordered_epoch = self._order_images(), self.epoch
+        rate = learning_rate(self.config, self.done)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        start = self.update_in_epoch * self.config.batch_size + self.ranks.rank * self.num_scenes
+        device = self.env.device
+        schedules = self.learner.schedules(self.done).values()
+        self._run_step(
+            self.order[start : start + self.num_scenes],
+            torch.full((), self.scene_seed, device=device),
+            *[torch.full((), value, device=device) for value in schedules],
+        )
+        self._average_weights()
+        self.update_in_epoch += 1
+
+    def _step(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> None:
+        """The device's part of an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, measured = self._shared_learner(index, scene_seed, *schedules)
+        loss.backward()
+        if self.config.max_gradient_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        self.optimizer.step()
+        self.sums += measured
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Closes an epoch and returns its metrics, which it writes.
+
+        Where validation is due it measures, keeps the best weights and writes a checkpoint.
+
+        Raises:
+            RunError: a loss or a weight is not finite.
+        """
+        right, *losses = (self.ranks.mean(self.sums) / self.updates_per_epoch).tolist()
+        is_due = (self.epoch + 1) % self.config.validate_every == 0 or self.epoch + 1 == self.config.epochs
+        with self.ranks.together():
+            bad = None if math.isfinite(right + sum(losses)) else "a loss"
+            if is_due and not all(bool(weight.isfinite().all()) for weight in self.evaluated_model.parameters()):
+                bad = bad or "a weight"
+            if bad:
+                raise RunError(f"training diverged in epoch {self.epoch + 1}: {bad} is no number; lower learning_rate")
+        self.epoch, self.update_in_epoch = self.epoch + 1, 0
+        self.sums.zero_()
+        name, *names = self.learner.losses
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch,
+            name: 100 * right,
+            **dict(zip(names, losses, strict=True)),
+            "learning_rate": learning_rate(self.config, self.done),
+            **self.learner.schedules(self.done),
+            "scenes": self.epoch * self.updates_per_epoch * self.config.batch_size,
+            "train_seconds": round(self.seconds, 1),
+        }
+        if is_due:
+            error = self.ranks.by_first(self.validate)
+            metrics["validation_error_percent"] = error
+            if error < self.best[0]:
+                self.best = (error, self.epoch)
+                if self.folder is not None and self.ranks.rank == 0:
+                    weights = self.evaluated_model.state_dict()
+                    header = {"epoch": self.epoch, "fingerprint": fingerprint(self.data)}
+                    self.folder.write_tensors("best.safetensors", weights, header)
+        self.last_metrics = metrics
+        if self.folder is not None:
+            if self.ranks.rank == 0:
+                self.folder.append_metrics(metrics)
+            if is_due:
+                save_checkpoint(self)
+        return metrics
+
+    def validate(self) -> float:
+        """Error in percent on the validation split, single rollout."""
+        policy = self.learner.policy(self.evaluated_model, self.validation_env)
+        return evaluate(policy, self.validation_env).error_percent
+
+    @cached_property
+    def data(self) -> Data:
+        """What the run learns from."""
+        return describe_data(self.config.env_config)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network that validation sees and the best checkpoint holds."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def done(self) -> float:
+        """Share of all updates that are done."""
+        return (self.epoch + self.update_in_epoch / self.updates_per_epoch) / self.config.epochs
+
+    @property
+    def epoch_seed(self) -> int:
+        """Seed of this pass: of the order of its scenes, and of the scenes."""
+        return self.config.seed * 2**20 + self.epoch
+
+    @property
+    def scene_seed(self) -> int:
+        """Seed of the scenes of this pass: its own, unless the environment config has one."""
+        fixed = self.config.env_config.scene_seed
+        return self.epoch_seed if fixed is None else fixed
+
+    def _order_images(self) -> Tensor:
+        """The images of this pass, int64, in its order: a function of seed and epoch alone, so that a resumed run has
+        the same one.
+        """
+        generator = torch.Generator().manual_seed(self.epoch_seed)
+        order = torch.randperm(self.num_images, generator=generator)
+        if self.config.distorted_copies:
+            copy = torch.randint(1 + self.config.distorted_copies, order.shape, generator=generator)
+            order += copy * self.num_images
+        return order.to(self.env.device)
+
+    @cached_property
+    def _shared_learner(self) -> nn.Module:
+        """The learner, with its gradients averaged over the ranks in one exchange an update.
+
+        The mean over ranks of the gradients of means over equal parts is the gradient of the mean over the whole batch.
+        Made at the first update, by all ranks at once.
+        """
+        if self.ranks.size == 1:
+            return self.learner
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.learner.parameters())
+        # A bucket that holds all gradients. With a size of ours, the first bucket is not the usual small one.
+        return DistributedDataParallel(self.learner, gradient_as_bucket_view=True, bucket_cap_mb=num_bytes // 2**20 + 1)
+
+    @cached_property
+    def _run_step(self) -> Callable[..., None]:
+        return GraphedStep(self._step, self.generator) if self.is_graphed else self._step
+
+    def forget_graph(self) -> None:
+        """Records the CUDA graph anew at the next updates, since tensors that it reads have been replaced."""
+        self.__dict__.pop("_run_step", None)
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        """AveragedModel.update_parameters, but for its counter, which that sends to the device and waits."""
+        if self.average is None:
+            return
+        averages: list[Tensor] = list(self.average.module.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
+        if self.average.n_averaged == 0:  # a tensor on the host
+            torch._foreach_copy_(averages, weights)
+        else:
+            get_ema_multi_avg_fn(self.learner.weight_average)(averages, weights, self.average.n_averaged)
+        self.average.n_averaged += 1
+
+    def _progress(self, seconds_before: float, done_before: float) -> Progress:
+        epochs, seconds = self.config.epochs, max(self.seconds - seconds_before, 1e-9)
+        share = max(self.done - done_before, 1e-9)
+        scenes = share * epochs * self.updates_per_epoch * self.config.batch_size
+        left = seconds / share * (1 - self.done)
+        speed = f"{scenes / seconds:,.0f} images/s"
+        return Progress(min(self.epoch + 1, epochs), epochs, self.done, speed, left, self.last_metrics)
+
+
 def run_training(
-    make: Callable[[], Trainer],
+    make_learner: MakeLearner,
     config: NativeConfig,
     folder: RunFolder | None = None,
     *,
     resume: bool = False,
     init: RunFolder | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Trains to the end, or until it is stopped.
+    """Begins a run or goes on with one, and trains to its end or until it is stopped.
 
-    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after
-    the running update, with a checkpoint; with several ranks, after an update that they agree on.
+    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after the
+    running update, with a checkpoint; with several ranks, after an update that they agree on.
 
     Args:
-        make: makes the trainer of the configuration, folder and ranks.
+        make_learner: makes what learns.
         config: the run.
         folder: where to write it; None writes nothing.
         resume: go on from the folder's last checkpoint.
@@ -77,121 +403,40 @@ def run_training(
             or a file of it is missing; or `init` does not fit.
         SystemExit: another rank raised an error before training began.
     """
-    with ExitStack() as stack:
-        trainer = _begin(make, config, folder, resume, init, ranks, stack)
-        return _train(trainer, config, folder, on_progress, ranks)
-
-
-def _train(
-    trainer: Trainer,
-    config: NativeConfig,
-    folder: RunFolder | None,
-    on_progress: Callable[[Progress], None] | None,
-    ranks: Ranks,
-) -> TrainResult:
-    board = TensorBoard(folder) if folder is not None and ranks.rank == 0 else None
-    saved = reported = time.perf_counter()
-    began = trainer.seconds, trainer.done
-    with noted_interrupts() as is_interrupted:
-        for number in itertools.count():
-            if trainer.epoch >= config.epochs:
-                break
-            if ranks.size == 1 or number % UPDATES_BETWEEN_TALKS == 0:
-                is_due = folder is not None and time.perf_counter() - saved > 60 * config.checkpoint_minutes
-                is_over, is_due = ranks.any(is_interrupted(), is_due)
-                if is_over:
-                    break
-                if is_due:
-                    trainer.save()
-                    saved = time.perf_counter()
-            start = time.perf_counter()
-            trainer.update()
-            is_last = trainer.update_in_epoch == trainer.updates_per_epoch
-            if is_last and trainer.env.device.type == "cuda":
-                torch.cuda.synchronize(trainer.env.device)  # once a pass, so that its time is all counted
-            trainer.seconds += time.perf_counter() - start
-            if is_last:
-                metrics = trainer.end_epoch()
-                if "validation_error_percent" in metrics:
-                    saved = time.perf_counter()
-                if board is not None:
-                    board.add(metrics)
-            now = time.perf_counter()
-            if on_progress is not None and (now - reported > 0.25 or trainer.epoch >= config.epochs):
-                reported = now
-                on_progress(_progress(trainer, *began))
-        if folder is not None and trainer.epoch < config.epochs:
-            trainer.save()
-    if board is not None:
-        board.close()
-    is_complete = trainer.epoch >= config.epochs
-    error, best_epoch = trainer.best
-    if folder is not None and is_complete and ranks.rank == 0:
-        found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
-        found |= {"train_seconds": round(trainer.seconds, 1), "scenes": (trainer.last_metrics or {}).get("scenes")}
-        folder.add_result("validation", found)
-    return TrainResult(is_complete, best_epoch, error)
-
-
-def _begin(
-    make: Callable[[], Trainer],
-    config: NativeConfig,
-    folder: RunFolder | None,
-    resume: bool,
-    init: RunFolder | None,
-    ranks: Ranks,
-    stack: ExitStack,
-) -> Trainer:
-    """The trainer, as far as the folder's run has come; the folder as it was then, and nobody else's until `stack`
-    is closed.
-    """
-    writes = folder is not None and ranks.rank == 0
-    with ranks.together():
-        if folder is not None and not resume:
-            folder.require_no_run()
-        if folder is not None and resume:
-            folder.read_about()
-            if writes:
+    with ExitStack() as stack:  # holds the folder's lock until training has ended
+        writes = folder is not None and ranks.rank == 0
+        with ranks.together():
+            if folder is not None and not resume:
+                folder.require_no_run()
+            if folder is not None and resume:
+                folder.read_about()
+                if writes:
+                    stack.enter_context(folder.training())
+            if ranks.local_rank == 0:  # one process of a machine, since this may download
+                load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
+            if folder is not None and resume:
+                other = f"--like {folder.path} begins another run"
+                data = folder.read_about()["data"]
+                is_other_data(data, config.env_config, ("train", "validation"), folder.path, other)
+        with ranks.together():
+            trainer = Trainer(make_learner, config, folder, ranks)
+            if resume:
+                load_checkpoint(trainer)
+            elif init is not None:
+                init_model(trainer.model, config.agent, init)
+            if folder is not None and writes and not resume:
                 stack.enter_context(folder.training())
-        if ranks.local_rank == 0:  # one process of a machine, since this may download
-            load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
-        if folder is not None and resume:
-            other = f"--like {folder.path} begins another run"
-            is_other_data(folder.read_about()["data"], config.env_config, ("train", "validation"), folder.path, other)
-    with ranks.together():
-        trainer = make()
-        if resume:
-            trainer.load()
-        elif init is not None:
-            trainer.begin_with(init)
-        if folder is not None and writes and not resume:
-            stack.enter_context(folder.training())
-            folder.require_no_run()
-    if folder is not None and not resume:
-        trainer.save()  # before config.json makes it a run, so that a run always has a checkpoint
-    with ranks.together():
-        if folder is not None and writes:
-            folder.truncate_metrics(trainer.epoch)
-            if not resume:
-                folder.create(trainer.agent, config, trainer.data, ranks=ranks.size)
-            elif trainer.epoch < config.epochs:
-                folder.note_resume(trainer.epoch, {"epochs": config.epochs}, ranks=ranks.size)
-            if trainer.epoch < config.epochs:
-                folder.remove_results()
-            trainer.last_metrics = next(reversed(folder.read_metrics()), None)
-    return trainer
-
-
-def _progress(trainer: Trainer, seconds_before: float, done_before: float) -> Progress:
-    seconds = max(trainer.seconds - seconds_before, 1e-9)
-    share = max(trainer.done - done_before, 1e-9)
-    scenes = share * trainer.config.epochs * trainer.updates_per_epoch * trainer.config.batch_size
-    epochs = trainer.config.epochs
-    return Progress(
-        min(trainer.epoch + 1, epochs),
-        epochs,
-        trainer.done,
-        scenes / seconds,
-        seconds / share * (1 - trainer.done),
-        trainer.last_metrics,
-    )
+                folder.require_no_run()
+        if folder is not None and not resume:
+            save_checkpoint(trainer)  # before config.json makes it a run, so that a run always has a checkpoint
+        with ranks.together():
+            if folder is not None and writes:
+                folder.truncate_metrics(trainer.epoch)
+                if not resume:
+                    folder.create(config.agent, config, trainer.data, ranks=ranks.size)
+                elif trainer.epoch < config.epochs:
+                    folder.note_resume(trainer.epoch, {"epochs": config.epochs}, ranks=ranks.size)
+                if trainer.epoch < config.epochs:
+                    folder.remove_results()
+                trainer.last_metrics = next(reversed(folder.read_metrics()), None)
+        return trainer.train(on_progress)

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from ram_gym import get_task
 
-from ..registry import RENAMED, config_class
+from ..registry import AGENTS, RENAMED, get_agent
 from .config import TrainConfig
 from .environment import find_data_root
 from .files import RunError, read_file, replace_file
@@ -53,11 +53,10 @@ def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
         raise RunError(f"{folder.path}/config.json is damaged: it holds no configuration")
     about = name_library(stored)
     agent = str(about.get("agent"))
-    kind = config_class(agent)
-    if kind is None:
+    if agent not in AGENTS:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
     try:
-        config = _migrate_config(kind, about["config"], about.get("format", 1))
+        config = _migrate_config(get_agent(agent).CONFIG, about["config"], about.get("format", 1))
     except (TypeError, ValueError) as error:
         raise RunError(f"{folder.path}/config.json: {error}") from error
     parts = {"format": FORMAT, "agent": agent, "config": config.to_dict()}

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
 from ..terminal import make_console, say
+
+if TYPE_CHECKING:
+    from .loop import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,7 +35,7 @@ def show_progress(title: str) -> Iterator[Report]:
     say(title)
     # Eighty columns hold all of it; the time left stands first, so that a narrower terminal cuts something else.
     status = TextColumn("{task.percentage:3.0f}% {task.fields[text]}")
-    with Progress(BarColumn(bar_width=6), status, console=console) as bar:
+    with Bar(BarColumn(bar_width=6), status, console=console) as bar:
         work = bar.add_task("", total=1.0, text="")
 
         def report(done: float, text: str, seconds_left: float) -> None:
@@ -62,11 +66,11 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def format_training(epoch: int, epochs: int, images_per_second: float, metrics: dict[str, Any] | None) -> str:
+def format_training(progress: Progress) -> str:
     """One line on a training run."""
-    parts = [f"epoch {epoch}/{epochs}"]
-    if metrics is not None:
-        parts.append(f"accuracy {metrics['train_accuracy_percent']:.1f}%")
-        if "validation_error_percent" in metrics:
-            parts.append(f"val error {metrics['validation_error_percent']:.2f}%")
-    return ", ".join([*parts, f"{images_per_second:,.0f} images/s"])
+    parts = [f"epoch {progress.epoch}/{progress.epochs}"]
+    if progress.last_metrics is not None:
+        parts.append(f"accuracy {progress.last_metrics['train_accuracy_percent']:.1f}%")
+        if "validation_error_percent" in progress.last_metrics:
+            parts.append(f"val error {progress.last_metrics['validation_error_percent']:.2f}%")
+    return ", ".join([*parts, progress.speed])

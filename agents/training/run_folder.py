@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from .. import PROGRAM
 from ..terminal import say
 from .config import TrainConfig
 from .files import RunError, locked, open_file, read_file, replace_file, require_regular
@@ -36,7 +37,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 FORMAT = 2
 """Of config.json, and of what its configuration means. `agents.training.migrate` knows the older ones."""
-MIGRATE = "python -m agents migrate"
+MIGRATE = f"{PROGRAM} migrate"
 
 TEMPORARY = ".ram_gym-*.tmp"
 """What `ram_gym.files.write_file` writes first; where a kill ended it, it lies there still."""

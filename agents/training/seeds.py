@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .. import PACKAGE, PROGRAM
 from ..terminal import say
 from .run_folder import RunFolder
 
@@ -64,7 +65,7 @@ def train_seeds(agent: str, arguments: Sequence[str]) -> bool:
             commands[seed] = ["--resume", str(folders[seed].path)]
 
     def run(command: list[str]) -> int:
-        return subprocess.run([sys.executable, "-m", "agents", "train", agent, *command], check=False).returncode
+        return subprocess.run([sys.executable, "-m", PACKAGE, "train", agent, *command], check=False).returncode
 
     with ThreadPoolExecutor(int(options.jobs)) as pool:
         codes = list(pool.map(run, commands.values()))
@@ -74,7 +75,7 @@ def train_seeds(agent: str, arguments: Sequence[str]) -> bool:
     errors = [folder.read_json("results.json")["validation"]["error_percent"] for folder in folders.values()]
     listed = ", ".join(f"{seed}: {error:.2f}" for seed, error in zip(folders, errors, strict=True))
     spread = f", mean {statistics.mean(errors):.2f}, deviation {statistics.stdev(errors):.2f}" if errors[1:] else ""
-    say(f"validation error in % of seed {listed}{spread}. Next: python -m agents evaluate {folders[min(folders)].path}")
+    say(f"validation error in % of seed {listed}{spread}. Next: {PROGRAM} evaluate {folders[min(folders)].path}")
     return True
 
 
