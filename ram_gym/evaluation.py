@@ -6,11 +6,12 @@ Longer than other files here: a policy, its evaluation and the numbers computed 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from gymnasium.vector import AutoresetMode
@@ -53,6 +54,26 @@ class Policy(Protocol):
         ...
 
 
+Class = TypeVar("Class", bound=type)
+
+
+def _take_setting(kind: Class) -> Class:
+    """Lets a dataclass be made with its field `env_config` by the old name, `setting`, which is deprecated."""
+    make = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(make)
+    def __init__(self: Any, *args: Any, **fields: Any) -> None:
+        if "setting" in fields:
+            name = f"{kind.__name__}(setting=...)"
+            warnings.warn(f"{name} is deprecated: use env_config", DeprecationWarning, stacklevel=2)
+            fields["env_config"] = fields.pop("setting")
+        make(self, *args, **fields)
+
+    kind.__init__ = __init__  # type: ignore[misc]
+    return kind
+
+
+@_take_setting
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How well a policy did on a split's scenes. Tensors are on the CPU, in the order of the images.

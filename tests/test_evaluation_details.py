@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import warnings
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_the_old_name_of_the_environment_config_warns(small_images: tuple) -> No
     evaluation = known(small_images)
     with pytest.warns(DeprecationWarning, match="use env_config"):
         assert evaluation.setting is evaluation.env_config
+    fields = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
+    config = fields.pop("env_config")
+    with pytest.warns(DeprecationWarning, match="use env_config"):
+        again = Evaluation(**fields, setting=config)
+    assert again.env_config is config
+    assert again.to_dict() == evaluation.to_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Evaluation(**fields, env_config=config).env_config is config
 
 
 def test_a_class_without_scenes_has_no_error(small_images: tuple) -> None:

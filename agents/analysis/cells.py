@@ -6,13 +6,29 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ram_gym.files import escape_markdown, printable
+
+
+class Markdown(str):
+    """A cell that is Markdown already; any other is text, which `markdown_table` escapes."""
+
+
+def code(text: str) -> Markdown:
+    """The text on one line as code in a table's cell; nothing where it is empty."""
+    shown = printable(text).replace("`", "'").replace("|", "\\|")  # code knows no escapes but a table's own
+    return Markdown(f"`{shown}`" if shown else "")
+
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns are aligned left, the others right. Columns without entries go."""
     kept = [column for column in range(len(headings)) if any(row[column] for row in rows)]
     marks = ["---" if column < left else "---:" for column in range(len(headings))]
-    lines = [[line[column].replace("|", "\\|") for column in kept] for line in (headings, marks, *rows)]
+    lines = [[_show(line[column]) for column in kept] for line in (headings, marks, *rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _show(cell: str) -> str:
+    return cell if isinstance(cell, Markdown) else escape_markdown(cell)
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:

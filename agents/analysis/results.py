@@ -84,8 +84,6 @@ class StoredRun(NamedTuple):
     old_name: str
     """What its folder was called when it was trained."""
     hardware: str
-    commit: str | None
-    """The commit that it was trained with, where config.json says so."""
 
     @property
     def name(self) -> str:
@@ -135,7 +133,6 @@ class Results:
             measured=folder.read_results(),
             old_name=Path(out).name,
             hardware=hardware["gpus"][0] if on_gpu else f"{cpu}, {threads} thread{'s'[: threads > 1]}",
-            commit=about.get("commit"),
         )
 
     def select(self, *patterns: str) -> dict[str, list[StoredRun]]:
@@ -180,7 +177,6 @@ def _index_line(run: StoredRun) -> dict[str, Any]:
         "average_10_percent": _round(numbers.average_percent),
         "minutes": _round(numbers.minutes, 2),
         "hardware": run.hardware,
-        "commit": run.commit,
         "old_name": run.old_name,
     }
 

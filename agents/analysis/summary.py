@@ -18,7 +18,7 @@ from ..terminal import make_console, say
 from ..training.environment import describe_environment
 from ..training.pretrained import find_run
 from ..training.run_folder import RunError, RunFolder
-from .cells import format_number, format_spread, markdown_table
+from .cells import Markdown, code, format_number, format_spread, markdown_table
 from .pages import stale_files
 from .results import WHERE_IT_RAN, RunNumbers, flatten, read_numbers
 
@@ -97,7 +97,7 @@ def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
     """The table in Markdown: a line for each configuration."""
     lines = []
     for row in rows:
-        names = ", ".join(f"`{_name(run)}`" for run in row)
+        names = Markdown(", ".join(code(_name(run)) for run in row))
         values = [_in_one(each) + (f" ({closing})" if closing else "") for each, closing in _columns(row)]
         # The runs stand by seed, so that the count is all there is to say of the seeds.
         values[4] = _in_one(list(dict.fromkeys(_columns(row)[4][0])))  # most often as many for each seed
@@ -108,7 +108,7 @@ def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
 
 
 def _name(run: RunNumbers) -> str:
-    return printable(RunFolder(run.path).name).replace("`", "'")  # as Markdown's code, which knows no escapes
+    return printable(RunFolder(run.path).name)
 
 
 def _in_one(values: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ram_gym import GlimpseConfig
 
-from .cells import format_errors, format_interval, format_number, format_spread, markdown_table, spread
+from .cells import code, format_errors, format_interval, format_number, format_spread, markdown_table, spread
 from .results import Results, StoredRun, as_options, differences
 
 NIPS = "paper, NIPS version"
@@ -27,7 +27,7 @@ def runs(results: Results, *patterns: str) -> str:
         options = as_options(seeds[0].differs)
         minutes = [format_number(run.numbers.minutes, ".1f") for run in seeds]
         where = ", ".join(dict.fromkeys(run.hardware for run in seeds))
-        rows.append([f"`{name}`", options and f"`{options}`", *errors, _scenes(seeds), ", ".join(minutes), where])
+        rows.append([code(name), code(options), *errors, _scenes(seeds), ", ".join(minutes), where])
     headings = ["run", "differs from the preset", "validation", "test, single", "test, average-10"]
     return markdown_table([*headings, "scenes", "minutes", "on"], rows, left=2)
 
@@ -44,8 +44,8 @@ def changes(results: Results, base: str, *patterns: str) -> str:
         distances = run.measured.get("validation single", {}).get("distance_by_glimpse_pixels")
         rows.append(
             [
-                f"`{name}`",
-                options and f"`{options}`",
+                code(name),
+                code(options),
                 _scenes([run]),
                 f"{distances[1]:.1f}, {distances[-1]:.1f}" if distances else "",
                 format_number(run.numbers.validation_percent, ".2f"),
@@ -84,7 +84,7 @@ def headline(results: Results, *names: str) -> str:
                 " / ".join(text or "-" for text in paper) if any(paper) else "",
                 f"{best['error_percent']:.2f} ({best['who']})",
                 ", ".join(format_number(error, ".2f") for error in whole),
-                f"`{name}`",
+                code(name),
             ]
         )
     headings = ["task", "ours, single", "ours, average-10", "seeds", "paper: arXiv / NIPS", "best published"]
@@ -117,7 +117,7 @@ def by_glimpse(results: Results, *names: str) -> str:
         errors = [f"{100 - accuracy:.2f}" for accuracy in _means(found, "accuracy_by_glimpse_percent")]
         distances = [f"{distance:.1f}" for distance in _means(found, "distance_by_glimpse_pixels")]
         last = ", ".join(f"{test['distance_by_glimpse_pixels'][-1]:.1f}" for test in found)
-        rows += [[f"`{name}`", "error in %", "", *errors], ["", "distance", last, *distances]]
+        rows += [[code(name), "error in %", "", *errors], ["", "distance", last, *distances]]
         if all("spread_by_glimpse_pixels" in test for test in found):
             spreads = [f"{spread:.1f}" for spread in _means(found, "spread_by_glimpse_pixels")]
             rows.append(["", "varies by", "", *spreads])
@@ -171,7 +171,7 @@ def places(results: Results, *names: str) -> str:
         own, *others = json.loads((results.root / "compare" / f"{name}.json").read_text())
         by_policy = {other["policy"]: other for other in others}
         rows.append(
-            [f"`{own['policy']}`", *(_error_and_distances(each) for each in (own, *map(by_policy.get, SCRIPTS)))]
+            [code(own["policy"]), *(_error_and_distances(each) for each in (own, *map(by_policy.get, SCRIPTS)))]
         )
     return markdown_table(["network", "its own places", *SCRIPTS.values()], rows)
 
@@ -193,7 +193,7 @@ def probe(results: Results, by: str) -> str:
             values = [str(point["value"]) for point in found]
             errors = [f"{point['error_percent']:.2f}" if point["episodes"] else "none" for point in found]
             rows.append(
-                [f"`{policy}`" if policy.startswith("pretrained:") else f"{policy} places, its network", *errors]
+                [code(policy) if policy.startswith("pretrained:") else f"{policy} places, its network", *errors]
             )
             if policy == policies[0] and by in ("clutter", "canvas"):
                 last = [f"{point['distance_by_glimpse_pixels'][-1]:.1f}" for point in found]
@@ -216,7 +216,7 @@ def memory(results: Results) -> str:
         options = as_options(recurrent.differs)
         steps = recurrent.numbers.config.to_dict()["total_timesteps"]
         task = recurrent.numbers.config.task
-        rows.append([task, options and f"`{options}`", f"{steps:,}", *tests, f"{seconds:.0f}", *best])
+        rows.append([task, code(options), f"{steps:,}", *tests, f"{seconds:.0f}", *best])
     headings = ["task", "differs from the preset", "steps", "PPO with LSTM, test", "PPO, test"]
     headings += ["seconds of PPO", "PPO with LSTM by then, validation", "PPO by then, validation"]
     return markdown_table(headings, rows, left=2)
@@ -249,7 +249,7 @@ def training_speed(results: Results) -> str:
                     hardware = measured["hardware"]
                     where = [hardware["cpu"], str(threads), f"{hardware['load_average_before']:.1f}"]
                     spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-                    rows.append([*where, precision, spread, f"`{path.parent.relative_to(root)}`"])
+                    rows.append([*where, precision, spread, code(str(path.parent.relative_to(root)))])
     headings = ["processor", "threads", "load before", "precision", "times the plain loop's rate, by task"]
     return markdown_table([*headings, "measured in"], sorted(rows))
 

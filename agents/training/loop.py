@@ -29,6 +29,7 @@ from .environment import check_device, make_env
 from .fingerprint import Data, describe_data, fingerprint, is_other_data
 from .graph import GraphedStep
 from .interrupts import noted_interrupts
+from .machine import choose_threads
 from .ranks import ALONE, Ranks
 from .run_folder import RunError, RunFolder
 from .tensorboard import TensorBoard
@@ -135,6 +136,7 @@ class Trainer:
         self.num_images = len(images)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")
         self.updates_per_epoch = self.num_images // config.batch_size
+        choose_threads(self.num_scenes * config.episodes_per_scene)
         if not self.updates_per_epoch:
             raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")
         shown = None  # instead of the images themselves

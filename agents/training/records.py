@@ -36,7 +36,6 @@ class About(TypedDict):
     versions: dict[str, str]
     hardware: dict[str, Any]
     resumed: NotRequired[list[Resumed]]
-    commit: NotRequired[str]
 
 
 class BestHeader(TypedDict):
