@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents.networks import GlimpseShape
 from agents.ram.config import LocationReward, RamConfig
 from agents.ram.losses import Rollout, leave_one_out, location_log_probability, returns, rollout_losses, total_loss
 from agents.ram.network import RecurrentAttentionModel
@@ -168,7 +169,8 @@ def played(small_images: tuple, num_glimpses: int = 3, **fields: object) -> tupl
         autoreset_mode="Disabled",
     )
     torch.manual_seed(0)
-    model = RecurrentAttentionModel(16, 5, RamConfig(hidden_size=12, glimpse_hidden_size=6, **fields))  # type: ignore[arg-type]
+    config = RamConfig(hidden_size=12, glimpse_hidden_size=6, **fields)  # type: ignore[arg-type]
+    model = RecurrentAttentionModel(GlimpseShape(1, 1, 4), 5, config)
     options = {"index": torch.arange(8), "scene_seed": 1}
     return model, play(model, env, options, STD, torch.Generator().manual_seed(0))
 
@@ -233,7 +235,7 @@ def test_rewards_are_right_answers_and_locations_are_unclipped(small_images: tup
 
 def test_the_network_is_the_papers(small_images: tuple) -> None:
     config = RamConfig(locator_hidden_size=0)
-    model = RecurrentAttentionModel(64, 10, config)
+    model = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config)
     g, loc = torch.rand(3, 1, 8, 8), torch.rand(3, 2)
     net = model.glimpse_network
     h_g = (g.flatten(1) @ net.what.weight.T + net.what.bias).clamp(min=0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.networks import GlimpseShape
 from agents.ram.config import RamConfig
 from agents.ram.network import RecurrentAttentionModel
 from agents.ram.rollout import play
@@ -40,7 +41,7 @@ def test_each_step_is_the_networks_own(
         autoreset_mode="Disabled",
     )
     torch.manual_seed(0)
-    model = RecurrentAttentionModel(16, 5, config)
+    model = RecurrentAttentionModel(GlimpseShape(1, 1, 4), 5, config)
     rollout = play(model, env, OPTIONS, STD, torch.Generator().manual_seed(2))
     assert rollout.location_means.shape == rollout.locations.shape == (20, NUM_GLIMPSES - 1, 2)
     assert rollout.baselines.shape == (20, NUM_GLIMPSES - 1)

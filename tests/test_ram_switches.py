@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.networks import GlimpseShape
 from agents.ram import network
 from agents.ram.config import RamConfig, preset
 from agents.ram.network import RecurrentAttentionModel
@@ -98,7 +99,7 @@ def test_batched_gradients_are_those_of_autograd(core: str, reads: str, locator:
             locator_gradient_into_core=into_core,
         )
         torch.manual_seed(0)
-        model = RecurrentAttentionModel(64, 10, config)
+        model = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config)
         body = unroll(model, 40, 5)
         located = []
         for step in range(5):
@@ -121,7 +122,7 @@ def test_batched_gradients_are_those_of_autograd(core: str, reads: str, locator:
         assert gradients[kind].keys() == expected.keys()
         for name, gradient in gradients[kind].items():
             assert (gradient - expected[name]).norm() < most * expected[name].norm(), (kind, name)
-    with pytest.raises(ValueError, match="backpropagation must be 'batched' or 'autograd', got 'none'"):
+    with pytest.raises(ValueError, match="backpropagation must be 'auto', 'batched' or 'autograd', got 'none'"):
         RamConfig(backpropagation="none")  # type: ignore[arg-type]
 
 
@@ -163,7 +164,7 @@ def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(
     env = make_env(config.env_config, "cuda", config.batch_size * config.rollouts)
     env._deferred.report = lambda: None  # type: ignore[method-assign]  # reads a flag in pinned memory
     with torch.device("cuda"):
-        model = RecurrentAttentionModel(64, 10, config)
+        model = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config)
     monkeypatch.setattr("agents.ram.training.make_model", lambda *_: model)  # fake tensors cannot be moved
     learner = RamLearner(config, env, None)  # type: ignore[arg-type]  # a CUDA generator needs a GPU
     index = torch.zeros(config.batch_size, dtype=torch.int64, device="cuda")
@@ -177,8 +178,9 @@ def test_a_rollout_on_a_gpu_would_neither_wait_nor_mix_devices(
 def test_bfloat16_stays_in_the_network_and_is_close(device: str, core: str) -> None:
     torch.manual_seed(0)
     config = RamConfig(core=core)  # type: ignore[arg-type]
-    plain = RecurrentAttentionModel(64, 10, config).to(device)
-    rounded = RecurrentAttentionModel(64, 10, dataclasses.replace(config, precision="bfloat16")).to(device)
+    plain = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config).to(device)
+    config = dataclasses.replace(config, precision="bfloat16")
+    rounded = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config).to(device)
     rounded.load_state_dict(plain.state_dict())
     seen: list[torch.dtype] = []
     rounded.glimpse_network.combine.register_forward_hook(lambda *call: seen.append(call[2].dtype))
@@ -204,7 +206,7 @@ def test_without_bfloat16_instructions_the_same_values_come_of_rounded_float32(
     core: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = digits(core=core, precision="bfloat16", hidden_size=64, glimpse_hidden_size=32, locator_hidden_size=32)
-    model = RecurrentAttentionModel(64, 10, config)
+    model = RecurrentAttentionModel(GlimpseShape(1, 1, 8), 10, config)
     generator = torch.Generator().manual_seed(0)
     ours = theirs = model.initial_state(200)
     for _ in range(3):

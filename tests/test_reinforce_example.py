@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.networks import GlimpseShape
 from agents.ram.config import RamConfig
 from agents.ram.losses import Rollout, rollout_losses, total_loss
 from agents.ram.network import RecurrentAttentionModel
@@ -90,7 +91,7 @@ def learn_both(
     torch.manual_seed(0)
     example = reinforce.RecurrentAttentionModel(GLIMPSE_VALUES, NUM_CLASSES, size=24, glimpse_size=12)
     config = RamConfig(hidden_size=24, glimpse_hidden_size=12, locator_hidden_size=0, **fields)
-    model = RecurrentAttentionModel(GLIMPSE_VALUES, NUM_CLASSES, config)
+    model = RecurrentAttentionModel(GlimpseShape(2, 1, 6), NUM_CLASSES, config)
     model.load_state_dict(in_agents_form(example.state_dict()))
 
     torch.manual_seed(2)  # the example draws from PyTorch's own generator, agents/ram from one that it is given

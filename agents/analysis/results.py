@@ -15,7 +15,10 @@ from ..training.config import TrainConfig
 from ..training.run_folder import RunError, RunFolder
 
 INDEX = "index.jsonl"
-WHERE_IT_RAN = ("seed", "data_root", "device", "checkpoint_minutes", "validate_every", "cuda_graph", "compile")
+WHERE_IT_RAN = (
+    *("seed", "data_root", "device", "checkpoint_minutes", "validate_every"),
+    *("backpropagation", "cuda_graph", "compile"),
+)
 """Fields of a configuration in which the runs of one row may differ: they change no number beyond rounding."""
 
 

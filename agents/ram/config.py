@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Interval
 
@@ -22,15 +22,20 @@ class RamConfig(NativeConfig):
         ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
+    added: ClassVar[dict[str, Any]] = {"glimpse_network": "mlp"}
+
     rollouts: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Rollouts M of each scene in one update; an update sees batch_size * M episodes."""
 
-    core: Literal["rnn", "lstm"] = "rnn"
-    """Core network: the paper's ReLU RNN for classification, or an LSTM."""
+    glimpse_network: Literal["mlp", "conv", "custom"] = "mlp"
+    """What encodes a glimpse and its place: the paper's fully connected layers, or three convolutions; see
+    agents/networks.py. "custom" is a module of your own, passed to `train` in Python."""
+    core: Literal["rnn", "lstm", "gru", "custom"] = "rnn"
+    """Core network: the paper's ReLU RNN for classification, an LSTM or a GRU. "custom" as above."""
     hidden_size: Units = 256
     """Units of the core and of the glimpse network's output."""
     glimpse_hidden_size: Units = 128
-    """Units that encode what is seen, and as many that encode where."""
+    """Units that encode where a glimpse was taken; in the fully connected network, as many encode what it shows."""
     locator_hidden_size: Annotated[int, Interval(ge=0, le=8192)] = 128
     """Units of a hidden layer in the location network, before a tanh; 0 is the paper's, one linear layer."""
     locator: Locator = "learned"
@@ -62,9 +67,10 @@ class RamConfig(NativeConfig):
     weight_average: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Decay per update of an exponential average of the weights, which is what is evaluated; 0 turns it off."""
 
-    backpropagation: Literal["batched", "autograd"] = "batched"
+    backpropagation: Literal["auto", "batched", "autograd"] = "auto"
     """How gradients go back through the core and the glimpse network: written out, with one product a weight for all
-    glimpses, or by autograd, glimpse by glimpse. Changes no number beyond rounding."""
+    glimpses, or by autograd, glimpse by glimpse. Changes no number beyond rounding. "auto" is "batched" where the
+    networks are "mlp" and "rnn" or "lstm", the only ones that it knows, and "autograd" for all others."""
     compile: bool = False
     """Let torch.compile fuse what autograd goes through: the losses and heads, and with --backpropagation autograd the
     whole network. Changes no number beyond rounding."""
@@ -92,11 +98,25 @@ class RamConfig(NativeConfig):
         super().__post_init__()
         if self.baseline == "leave-one-out" and self.rollouts < 2:
             raise ValueError(f"baseline 'leave-one-out' needs rollouts of at least 2, got {self.rollouts}")
+        if self.backpropagation == "batched" and not self.has_papers_networks:
+            networks = f"glimpse_network {self.glimpse_network!r} with core {self.core!r}"
+            raise ValueError(f"backpropagation must be 'auto' or 'autograd' for {networks}, got 'batched'")
 
     def planned_fields(self) -> list[str]:
         """Names of the fields by which an epoch depends on the number of epochs."""
         is_constant = self.final_location_std in (None, self.location_std)
         return super().planned_fields() + ([] if is_constant else ["final_location_std"])
+
+    @property
+    def has_papers_networks(self) -> bool:
+        """Whether it sees and remembers with the networks of the paper, which are written out for speed too."""
+        return self.glimpse_network == "mlp" and self.core in ("rnn", "lstm")
+
+    def resolve(self) -> Self:
+        """The configuration with everything that is "auto" chosen, as a run stores it."""
+        if self.backpropagation != "auto":
+            return self
+        return dataclasses.replace(self, backpropagation="batched" if self.has_papers_networks else "autograd")
 
     @property
     def needs_early_answers(self) -> bool:

@@ -5,6 +5,8 @@ Source: Mnih et al. 2014, sections 3.1 and 4 (figure 1).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 from ram_gym import GlimpseVectorEnv
 
+from ..networks import CORES, GLIMPSE_NETWORKS, GlimpseShape, State
 from .config import RamConfig
 
-State = tuple[Tensor, ...]
-"""The core's state: (h,) of a ReLU RNN or (h, c) of an LSTM, each float32 (N, hidden_size)."""
+MakeGlimpseNetwork = Callable[[GlimpseShape], nn.Module]
+MakeCore = Callable[[int], nn.Module]
 
 
 @torch.compiler.assume_constant_result
@@ -39,47 +42,53 @@ def _linear(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _round(torch.nn.functional.linear(_round(values), _round(weight), _round(bias)))
 
 
-class GlimpseNetwork(nn.Module):
-    """Encodes a glimpse and where it was taken: g = relu(Linear(h_g) + Linear(h_l)), h_g and h_l one ReLU layer each.
-
-    Source: Mnih et al. 2014, section 4 ("Glimpse network").
-    """
-
-    def __init__(self, glimpse_values: int, hidden_size: int, output_size: int) -> None:
-        super().__init__()
-        self.what = nn.Linear(glimpse_values, hidden_size)
-        self.where = nn.Linear(2, hidden_size)
-        # One matrix for both: Linear(h_g) + Linear(h_l) is a linear map of the two side by side.
-        self.combine = nn.Linear(2 * hidden_size, output_size)
-
-    def forward(self, glimpse: Tensor, location: Tensor) -> Tensor:
-        """Glimpse (N, K * C, P, P) and location (N, 2) -> (N, output_size)."""
-        hidden = torch.cat((self.what(glimpse.flatten(1)), self.where(location)), dim=1).relu()
-        return self.combine(hidden).relu()
-
-
 class RecurrentAttentionModel(nn.Module):
     """Glimpse network, core, and the location, classification and baseline heads.
 
     Args:
-        glimpse_values: number of values in a glimpse, K * C * P * P.
+        glimpse_shape: what it sees.
         num_classes: number L of classes.
-        config: layer sizes, the core's kind, and whether the location network's gradient enters the core.
+        config: the names of glimpse network and core, layer sizes, and whether the location network's gradient enters
+            the core.
+        glimpse_network: a glimpse network of your own, see `agents.networks`: a module, or what makes one of the
+            glimpse's shape. It takes the place of the one that config names, for which config.glimpse_network becomes
+            "custom".
+        core: a core of your own likewise: a module, or what makes one of the number of features.
+
+    Raises:
+        ValueError: config names a "custom" part that is not given, or a part does not have the interface.
 
     Differs: `locator_hidden_size` puts a layer into the location network, whose mean then goes through a tanh. With 0
     it is the paper's, one linear layer, unbounded (the environment clips).
     """
 
-    def __init__(self, glimpse_values: int, num_classes: int, config: RamConfig) -> None:
+    def __init__(
+        self,
+        glimpse_shape: GlimpseShape,
+        num_classes: int,
+        config: RamConfig,
+        glimpse_network: nn.Module | MakeGlimpseNetwork | None = None,
+        core: nn.Module | MakeCore | None = None,
+    ) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.config = config
-        self.glimpse_network = GlimpseNetwork(glimpse_values, config.glimpse_hidden_size, size)
-        self.core: nn.Module
-        if config.core == "lstm":
-            self.core = nn.LSTMCell(size, size)
+        self.config = config = with_custom_parts(config, glimpse_network, core)
+        num_features = size = config.hidden_size
+        self.glimpse_network: Any  # modules with the methods that `agents.networks` describes
+        self.core: Any
+        if config.glimpse_network != "custom":
+            make = GLIMPSE_NETWORKS[config.glimpse_network]
+            self.glimpse_network = make(glimpse_shape, config.glimpse_hidden_size, size)
         else:
-            self.core = nn.RNNCell(size, size, nonlinearity="relu")
+            network = self.glimpse_network = _own("glimpse_network", glimpse_network, glimpse_shape)
+            num_features = _width("glimpse_network", lambda: network(*glimpse_shape.zeros(2)))
+        if config.core != "custom":
+            self.core = CORES[config.core](num_features, size)
+        else:
+            own = self.core = _own("core", core, num_features)
+            missing = [method for method in ("initial_state", "step") if not hasattr(own, method)]
+            if missing:
+                raise ValueError(f"core must have a method {missing[0]}, see agents/networks.py, got {own!r}")
+            size = _width("core", lambda: own.step(torch.zeros(2, num_features), own.initial_state(2))[0])
         hidden = config.locator_hidden_size
         layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 2)] if hidden else [nn.Linear(size, 2)]
         self.locator = nn.Sequential(*layers)
@@ -87,15 +96,14 @@ class RecurrentAttentionModel(nn.Module):
         self.baseline = nn.Linear(size, 1)
 
     def initial_state(self, num_episodes: int) -> State:
-        """The core's state before the first glimpse: zeros."""
-        zeros = self.classifier.weight.new_zeros(num_episodes, self.config.hidden_size)
-        return (zeros, zeros) if self.config.core == "lstm" else (zeros,)
+        """The core's state before the first glimpse."""
+        return self.core.initial_state(num_episodes)
 
     def look(self, observation: dict[str, Any], state: State) -> State:
-        """The core's state after one more glimpse; h, the first of it, is what the heads read."""
+        """The core's state after one more glimpse; the first of it is what the heads read."""
         if self.config.precision == "float32":
             return self._look(observation, state)
-        if _rounds_instead(observation["glimpse"]):
+        if self.config.has_papers_networks and _rounds_instead(observation["glimpse"]):
             return self._look_rounded(observation, state)
         # One autocast a glimpse: the weights' gradients are then summed over glimpses in float32.
         with torch.autocast(observation["glimpse"].device.type, torch.bfloat16):
@@ -103,10 +111,8 @@ class RecurrentAttentionModel(nn.Module):
         return tuple(part.float() for part in after)
 
     def _look(self, observation: dict[str, Any], state: State) -> State:
-        encoded = self.glimpse_network(observation["glimpse"], observation["location"])
-        if self.config.core == "lstm":
-            return tuple(self.core(encoded, state))
-        return (self.core(encoded, state[0]),)
+        features = self.glimpse_network(observation["glimpse"], observation["location"])
+        return self.core.step(features, state)
 
     def _look_rounded(self, observation: dict[str, Any], state: State) -> State:
         """`_look` under autocast, value for value but for the order of sums, by products of float32."""
@@ -148,7 +154,39 @@ class RecurrentAttentionModel(nn.Module):
 
 def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:
     """A fresh network for an environment, on its device, with weights drawn from the run's seed."""
-    values = env.config.num_scales * env.num_channels * env.config.patch_size**2
+    shape = GlimpseShape(env.config.num_scales, env.num_channels, env.config.patch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return RecurrentAttentionModel(values, env.num_classes, config).to(env.device)
+        return RecurrentAttentionModel(shape, env.num_classes, config).to(env.device)
+
+
+def with_custom_parts(config: RamConfig, glimpse_network: object, core: object) -> RamConfig:
+    """The configuration that says "custom" for each part that is given.
+
+    Raises:
+        ValueError: it said so already, and the part is not given.
+    """
+    given = {"glimpse_network": glimpse_network, "core": core}
+    for name, part in given.items():
+        if part is None and getattr(config, name) == "custom":
+            raise ValueError(f"{name} is 'custom', a module from Python: it must be passed as {name}, got None")
+    custom: dict[str, Any] = {name: "custom" for name, part in given.items() if part is not None}
+    return dataclasses.replace(config, **custom)
+
+
+def _own(name: str, part: Any, argument: Any) -> Any:
+    """The user's module, made by what makes it."""
+    module = part if isinstance(part, nn.Module) else part(argument)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{name} must be a torch.nn.Module or a function that makes one, got {module!r}")
+    return module
+
+
+@torch.no_grad()
+def _width(name: str, call: Callable[[], Any]) -> int:
+    """The width of the rows that a user's module gives for two episodes."""
+    rows = call()
+    if isinstance(rows, Tensor) and rows.ndim == 2 and len(rows) == 2:
+        return rows.shape[1]
+    got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+    raise ValueError(f"{name} must give a tensor (N, width), got {got} for N = 2; see agents/networks.py")

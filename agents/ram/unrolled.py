@@ -282,7 +282,7 @@ class Unrolled:
 
 def unroll(model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int) -> Recorded | Unrolled:
     """What looks, and later gives the core's states with their gradient, as `RamConfig.backpropagation` says."""
-    if model.config.backpropagation == "autograd":
+    if model.config.resolve().backpropagation == "autograd":
         return Recorded(model, num_episodes)
     return Unrolled(model, num_episodes, num_glimpses)
 

@@ -41,6 +41,9 @@ class TrainConfig:
         ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
+    added: ClassVar[dict[str, Any]] = {}
+    """Fields that stored runs may lack, since they came later, and what such a run did."""
+
     task: str = "mnist-28"
     """Task whose environment and settings the run began from; see the README's table."""
     env_config: Annotated[GlimpseConfig, tyro.conf.arg(constructor=_EnvironmentOptions)] = None  # type: ignore[assignment]
@@ -89,9 +92,9 @@ class TrainConfig:
         """The configuration that `to_dict` gave, after a way through JSON.
 
         Raises:
-            ValueError: a field is missing, unknown or wrong; the message names it.
+            ValueError: a field is missing and not in `added`, or unknown, or wrong; the message names it.
         """
-        checked = check_stored(cls, fields)
+        checked = check_stored(cls, {**cls.added, **fields} if isinstance(fields, dict) else fields)
         return cls(**{**checked, "env_config": GlimpseConfig(**checked["env_config"])})
 
     def moved(self, device: str | None, data_root: str | None) -> Self:
