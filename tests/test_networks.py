@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from agents.networks import CORES, GLIMPSE_NETWORKS, ConvGlimpseNetwork, GlimpseShape, State
 from agents.ram.config import RamConfig
-from agents.ram.network import RecurrentAttentionModel
-from agents.ram.unrolled import Recorded, Unrolled, unroll
+from agents.ram.network import Recorded, RecurrentAttentionModel
+from agents.ram.unrolled import Unrolled, unroll
 
 SHAPE = GlimpseShape(num_scales=2, num_channels=3, patch_size=6)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,46 @@ class RecurrentAttentionModel(nn.Module):
     def classify(self, hidden: Tensor) -> Tensor:
         """Logits of the answer. (..., hidden_size) -> (..., L)."""
         return self.classifier(hidden)
+
+
+class Outputs(NamedTuple):
+    """What a rollout of T glimpses gave, float32, as a function of the weights."""
+
+    before: Tensor
+    """The core's states after all glimpses but the last, (T - 1, N, H)."""
+    last: Tensor
+    """Its state after the last glimpse, (N, H)."""
+    location_means: Tensor
+    """The location network's means after all glimpses but the last, (T - 1, N, 2)."""
+
+
+class Recorded:
+    """Looks as the network does, glimpse by glimpse, as one graph of autograd's: the plain way.
+
+    Args:
+        model: the network.
+        num_episodes: N.
+    """
+
+    def __init__(self, model: RecurrentAttentionModel, num_episodes: int) -> None:
+        self.model = model
+        self.state = model.initial_state(num_episodes)
+        self.states: list[Tensor] = []
+
+    def look(self, observation: dict[str, Any]) -> None:
+        """Takes one more glimpse."""
+        self.state = self.model.look(observation, self.state)
+        self.states.append(self.state[0])
+
+    @torch.no_grad()
+    def locate(self) -> Tensor:
+        """Mean of the next location, float32 (N, 2), without gradient."""
+        return self.model.locate(self.state[0])
+
+    def outputs(self) -> Outputs:
+        """What the losses read."""
+        states = torch.stack(self.states)
+        return Outputs(states[:-1], states[-1], self.model.locate(states[:-1]))
 
 
 def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:

@@ -4,7 +4,8 @@ Autograd goes back glimpse by glimpse, with one small product for each weight at
 needs that order. So this goes back through the core first, and then makes the gradients of all weights, and everything
 in the glimpse network, with one product for all glimpses: backpropagation through time.
 
-Differs: from autograd through `RecurrentAttentionModel.look` and `locate` in rounding alone.
+Serves the paper's networks alone. `network.Recorded` is the plain form, which serves all; the two differ in
+rounding alone.
 
 Shapes: N episodes, T glimpses, V values of a glimpse, M units for what is seen and M for where, H units of the core and
 of the encoded glimpse, G values that enter the core's activations: H of an RNN, 4 * H of an LSTM.
@@ -17,47 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .network import RecurrentAttentionModel
-
-
-class Outputs(NamedTuple):
-    """What a rollout of T glimpses gave, float32, as a function of the weights."""
-
-    before: Tensor
-    """The core's states after all glimpses but the last, (T - 1, N, H)."""
-    last: Tensor
-    """Its state after the last glimpse, (N, H)."""
-    location_means: Tensor
-    """The location network's means after all glimpses but the last, (T - 1, N, 2)."""
-
-
-class Recorded:
-    """Looks as the network does, glimpse by glimpse, as one graph of autograd's: the plain way.
-
-    Args:
-        model: the network.
-        num_episodes: N.
-    """
-
-    def __init__(self, model: RecurrentAttentionModel, num_episodes: int) -> None:
-        self.model = model
-        self.state = model.initial_state(num_episodes)
-        self.states: list[Tensor] = []
-
-    def look(self, observation: dict[str, Any]) -> None:
-        """Takes one more glimpse."""
-        self.state = self.model.look(observation, self.state)
-        self.states.append(self.state[0])
-
-    @torch.no_grad()
-    def locate(self) -> Tensor:
-        """Mean of the next location, float32 (N, 2), without gradient."""
-        return self.model.locate(self.state[0])
-
-    def outputs(self) -> Outputs:
-        """What the losses read."""
-        states = torch.stack(self.states)
-        return Outputs(states[:-1], states[-1], self.model.locate(states[:-1]))
+from .network import Outputs, Recorded, RecurrentAttentionModel
 
 
 class Layer(NamedTuple):
@@ -81,22 +42,31 @@ class Layers(NamedTuple):
     @classmethod
     def of(cls, model: RecurrentAttentionModel) -> Layers:
         """The network's own parameters."""
-        encoder, core, locator = model.glimpse_network, model.core, list(model.locator)
+        encoder, core = model.glimpse_network, model.core
+        *hidden, mean = (linear for linear in model.locator if isinstance(linear, nn.Linear))
         return cls(
-            what=_parameters(encoder.what),
-            where=_parameters(encoder.where),
-            combine=_parameters(encoder.combine),
-            core_input=Layer(core.get_parameter("weight_ih"), core.get_parameter("bias_ih")),
-            core_state=Layer(core.get_parameter("weight_hh"), core.get_parameter("bias_hh")),
-            locator_mean=_parameters(locator[-1]),
-            locator_hidden=_parameters(locator[0]) if len(locator) > 1 else None,
+            what=Layer(encoder.what.weight, encoder.what.bias),
+            where=Layer(encoder.where.weight, encoder.where.bias),
+            combine=Layer(encoder.combine.weight, encoder.combine.bias),
+            core_input=Layer(core.weight_ih, core.bias_ih),
+            core_state=Layer(core.weight_hh, core.bias_hh),
+            locator_mean=Layer(mean.weight, mean.bias),
+            locator_hidden=Layer(hidden[0].weight, hidden[0].bias) if hidden else None,
         )
+
+    def detached(self, dtype: torch.dtype) -> Layers:
+        """The same without gradient, in a dtype; those that see or give a location stay float32."""
+        layers = {}
+        for name, layer in self._asdict().items():
+            kept = torch.float32 if name in ("where", "locator_mean") else dtype
+            layers[name] = layer and Layer(*(parameter.detach().to(kept) for parameter in layer))
+        return Layers(**layers)
 
 
 class Unrolled:
-    """Looks as the network does, and keeps what the gradient needs instead of a graph.
+    """Looks as a network of the paper's does, and keeps what the gradient needs instead of a graph.
 
-    Products are computed in the network's precision, with float32 sums; the cell of an LSTM, the layer that sees the
+    Products are computed in the network's precision and summed in float32. The cell of an LSTM, the layer that sees the
     location and the location network's last layer are float32.
 
     Args:
@@ -111,15 +81,7 @@ class Unrolled:
         dtype = torch.bfloat16 if model.config.precision == "bfloat16" else torch.float32
         own = Layers.of(model)
         self.parameters = [parameter for layer in own if layer is not None for parameter in layer]
-        self.layers = layers = Layers(
-            what=_detached(own.what, dtype),
-            where=_detached(own.where, torch.float32),
-            combine=_detached(own.combine, dtype),
-            core_input=_detached(own.core_input, dtype),
-            core_state=_detached(own.core_state, dtype),
-            locator_mean=_detached(own.locator_mean, torch.float32),
-            locator_hidden=None if own.locator_hidden is None else _detached(own.locator_hidden, dtype),
-        )
+        self.layers = layers = own.detached(dtype)
         # One product for the encoded glimpse and the state before it, side by side.
         self.core_weight = torch.cat((layers.core_input.weight, layers.core_state.weight), 1)  # (G, 2 * H)
         self.core_bias = (own.core_input.bias + own.core_state.bias).detach().to(dtype)
@@ -285,14 +247,6 @@ def unroll(model: RecurrentAttentionModel, num_episodes: int, num_glimpses: int)
     if model.config.resolve().backpropagation == "autograd":
         return Recorded(model, num_episodes)
     return Unrolled(model, num_episodes, num_glimpses)
-
-
-def _parameters(linear: nn.Module) -> Layer:
-    return Layer(linear.get_parameter("weight"), linear.get_parameter("bias"))
-
-
-def _detached(layer: Layer, dtype: torch.dtype) -> Layer:
-    return Layer(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
 
 
 def _back_through_relu(outputs_grad: Tensor, outputs: Tensor) -> Tensor:
