@@ -48,7 +48,10 @@ RENAMED = {"ppo": "sb3-ppo", "ppo-lstm": "sb3-ppo-lstm"}
 
 
 class Agent(Protocol):
-    """What an agent's folder offers; `ROOMS` says in which file."""
+    """What an agent's folder offers; `ROOMS` says in which file.
+
+    An agent may take more: modules of the user's own, for instance, with defaults and by name.
+    """
 
     CONFIG: type[TrainConfig]
     """Class of its configurations."""
@@ -165,7 +168,7 @@ def read_config(run: RunFolder | str | os.PathLike[str]) -> TrainConfig:
 
 
 def load_run(
-    run: RunFolder | str | os.PathLike[str], device: str | None = None, data_root: str | None = None
+    run: RunFolder | str | os.PathLike[str], device: str | None = None, data_root: str | None = None, **own: Any
 ) -> TrainedRun:
     """The best network of a run, and the run's configuration with another device and data folder where given.
 
@@ -175,12 +178,16 @@ def load_run(
         run: the run, its folder's path, or pretrained:NAME.
         device: PyTorch device; None takes the run's.
         data_root: folder with the datasets; None takes the run's, if they are there.
+        own: the modules that the run was trained with where its configuration says "custom", under the names that the
+            agent's `train` has for them.
 
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
         ImportError: it is a Stable-Baselines3 run, and that is not installed.
+        ValueError: a module of the run's own is not given.
     """
     folder = run if isinstance(run, RunFolder) else find_run(run)
     config = read_config(folder)
     config = config.moved(device, find_data_root(config.env_config, data_root))
-    return get_agent(config.agent).load(folder, config)
+    load: Any = get_agent(config.agent).load
+    return load(folder, config, **own)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.cli import main
 from agents.networks import CORES, GLIMPSE_NETWORKS, ConvGlimpseNetwork, GlimpseShape, State
-from agents.ram.config import RamConfig
-from agents.ram.network import Recorded, RecurrentAttentionModel
+from agents.ram.config import RamConfig, preset
+from agents.ram.network import Recorded, RecurrentAttentionModel, make_model
+from agents.ram.training import train
 from agents.ram.unrolled import Unrolled, unroll
+from agents.registry import TrainedRun, load_run, read_config
+from agents.training.environment import make_blank_env, make_env
+from agents.training.loop import Progress
+from agents.training.run_folder import RunFolder
+from ram_gym import evaluate
 
 SHAPE = GlimpseShape(num_scales=2, num_channels=3, patch_size=6)
 
@@ -144,6 +153,59 @@ def test_modules_of_the_users_own_take_the_places_of_the_named_ones() -> None:
     assert RecurrentAttentionModel(SHAPE, 10, config, network).glimpse_network is network
     mixed = RecurrentAttentionModel(SHAPE, 10, config, core=lambda num_features: OwnCore(num_features))
     assert (mixed.config.glimpse_network, mixed.core.num_features) == ("mlp", 32)
+
+
+def learn_digits(**fields: Any) -> RamConfig:
+    few = {"epochs": 2, "validate_every": 1, "hidden_size": 16, "glimpse_hidden_size": 8, "batch_size": 256}
+    return dataclasses.replace(preset("digits"), **{**few, **fields})
+
+
+@pytest.mark.parametrize("fields", [{"glimpse_network": "conv", "core": "lstm"}, {"core": "gru"}])
+def test_named_networks_learn_and_are_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
+    config, folder = learn_digits(**fields), RunFolder(tmp_path)
+    result = train(config, folder)
+    run = load_run(folder)
+    assert run.config == dataclasses.replace(config, backpropagation="autograd")
+    assert error_of(run) == pytest.approx(result.validation_error_percent)
+    first = make_model(config, make_blank_env(config, run.data)).state_dict()
+    for name, weight in run.model.state_dict().items():
+        assert not weight.equal(first[name]), name
+
+
+def error_of(run: TrainedRun) -> float:
+    env = make_env(run.config.env_config.replace(split="validation"), "cpu")
+    return evaluate(run.make_policy(env), env).error_percent
+
+
+def test_a_users_own_modules_are_trained_resumed_and_loaded(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"glimpse_network": OwnGlimpseNetwork, "core": OwnCore}
+    config, unbroken, broken = learn_digits(), RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "broken")
+    result = train(config, unbroken, **own)
+    stored = unbroken.read_about()["config"]
+    assert [stored[name] for name in ("glimpse_network", "core", "backpropagation")] == ["custom", "custom", "autograd"]
+    run = load_run(unbroken, **own)
+    assert error_of(run) == pytest.approx(result.validation_error_percent)
+    weights, first = run.model.state_dict(), make_model(config, make_blank_env(config, run.data), **own).state_dict()
+    assert not any(weight.equal(first[name]) for name, weight in weights.items())
+
+    def interrupt(progress: Progress) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    assert not train(config, broken, on_progress=interrupt, **own).is_complete
+    with pytest.raises(ValueError, match="glimpse_network is 'custom', a module from Python: it must be passed"):
+        train(read_config(broken), broken, resume=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="core is 'custom', a module from Python: it must be passed as core, got None"):
+        load_run(unbroken, glimpse_network=OwnGlimpseNetwork)
+    assert train(read_config(broken), broken, resume=True, **own).is_complete  # type: ignore[arg-type]
+    resumed = load_run(broken, **own).model.state_dict()
+    assert all(weight.equal(resumed[name]) for name, weight in weights.items())
+
+
+def test_the_command_line_has_no_module_to_take(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "ram", "--task", "digits", "--core", "custom", "--out", str(tmp_path / "run")])
+    assert "core is 'custom', a module from Python" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 class Returns(nn.Module):

@@ -168,7 +168,7 @@ def test_the_run_folder_holds_what_the_design_says(tmp_path: Path) -> None:
     result = train(digits(), RunFolder(tmp_path / "run"), on_progress=seen.append)
     folder = RunFolder(tmp_path / "run")
     about = folder.read_json("config.json")
-    assert RamConfig.from_dict(about["config"]) == digits()
+    assert RamConfig.from_dict(about["config"]) == digits().resolve() == digits(backpropagation="batched")
     assert {"torch", "gymnasium", "numpy", "python", "ram_gym"} <= set(about["versions"])
     rows = folder.read_metrics()
     assert [row["epoch"] for row in rows] == [1, 2]

@@ -17,8 +17,10 @@ from ram_gym import GlimpseVectorEnv
 from ..networks import CORES, GLIMPSE_NETWORKS, GlimpseShape, State
 from .config import RamConfig
 
-MakeGlimpseNetwork = Callable[[GlimpseShape], nn.Module]
-MakeCore = Callable[[int], nn.Module]
+OwnGlimpseNetwork = nn.Module | Callable[[GlimpseShape], nn.Module] | None
+"""A glimpse network from Python, or what makes one of the shape that it is to see; None: the one that config names."""
+OwnCore = nn.Module | Callable[[int], nn.Module] | None
+"""A core from Python, or what makes one of the number of features; None: the one that config names."""
 
 
 @torch.compiler.assume_constant_result
@@ -50,10 +52,9 @@ class RecurrentAttentionModel(nn.Module):
         num_classes: number L of classes.
         config: the names of glimpse network and core, layer sizes, and whether the location network's gradient enters
             the core.
-        glimpse_network: a glimpse network of your own, see `agents.networks`: a module, or what makes one of the
-            glimpse's shape. It takes the place of the one that config names, for which config.glimpse_network becomes
-            "custom".
-        core: a core of your own likewise: a module, or what makes one of the number of features.
+        glimpse_network: one of your own in place of the one that config names, with the interface that
+            `agents.networks` describes. The model's config then says "custom".
+        core: one of your own likewise.
 
     Raises:
         ValueError: config names a "custom" part that is not given, or a part does not have the interface.
@@ -67,8 +68,8 @@ class RecurrentAttentionModel(nn.Module):
         glimpse_shape: GlimpseShape,
         num_classes: int,
         config: RamConfig,
-        glimpse_network: nn.Module | MakeGlimpseNetwork | None = None,
-        core: nn.Module | MakeCore | None = None,
+        glimpse_network: OwnGlimpseNetwork = None,
+        core: OwnCore = None,
     ) -> None:
         super().__init__()
         self.config = config = with_custom_parts(config, glimpse_network, core)
@@ -192,12 +193,17 @@ class Recorded:
         return Outputs(states[:-1], states[-1], self.model.locate(states[:-1]))
 
 
-def make_model(config: RamConfig, env: GlimpseVectorEnv) -> RecurrentAttentionModel:
-    """A fresh network for an environment, on its device, with weights drawn from the run's seed."""
+def make_model(
+    config: RamConfig, env: GlimpseVectorEnv, glimpse_network: OwnGlimpseNetwork = None, core: OwnCore = None
+) -> RecurrentAttentionModel:
+    """A fresh network for an environment, on its device, with weights drawn from the run's seed.
+
+    Errors and the parts of your own are those of `RecurrentAttentionModel`.
+    """
     shape = GlimpseShape(env.config.num_scales, env.num_channels, env.config.patch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return RecurrentAttentionModel(shape, env.num_classes, config).to(env.device)
+        return RecurrentAttentionModel(shape, env.num_classes, config, glimpse_network, core).to(env.device)
 
 
 def with_custom_parts(config: RamConfig, glimpse_network: object, core: object) -> RamConfig:

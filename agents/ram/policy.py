@@ -8,12 +8,13 @@ import torch
 
 from ram_gym import GlimpseVectorEnv
 
+from ..networks import State
 from ..registry import TrainedRun
 from ..scripted import ScriptedLocator, make_locator
 from ..training.environment import make_blank_env
 from ..training.run_folder import RunFolder
 from .config import RamConfig
-from .network import RecurrentAttentionModel, State, make_model
+from .network import OwnCore, OwnGlimpseNetwork, RecurrentAttentionModel, make_model
 
 
 class PolicyState(NamedTuple):
@@ -72,10 +73,12 @@ def make_policy(
     return RamPolicy(model, name, make_locator(locator, env, generator))
 
 
-def load(folder: RunFolder, config: RamConfig) -> TrainedRun:
-    """The best network of a run; see `agents.registry.Agent.load`."""
+def load(
+    folder: RunFolder, config: RamConfig, glimpse_network: OwnGlimpseNetwork = None, core: OwnCore = None
+) -> TrainedRun:
+    """The best network of a run; see `agents.registry.Agent.load`. A part of the user's own must be given again."""
     data = folder.read_about()["data"]
-    model = make_model(config, make_blank_env(config, data))
+    model = make_model(config, make_blank_env(config, data), glimpse_network, core)
     # Published runs hold matrices as what they compute with.
     epoch = folder.load_best(model, torch.bfloat16 if config.precision == "bfloat16" else None)
     model.eval()

@@ -11,6 +11,7 @@ agents/training/loop.py.
 from __future__ import annotations
 
 import copy
+import functools
 from typing import ClassVar, cast
 
 import torch
@@ -24,7 +25,7 @@ from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunFolder
 from .config import RamConfig, location_std
 from .losses import rollout_losses, total_loss
-from .network import RecurrentAttentionModel, make_model
+from .network import OwnCore, OwnGlimpseNetwork, RecurrentAttentionModel, make_model, with_custom_parts
 from .policy import RamPolicy, make_policy
 from .rollout import play
 
@@ -41,8 +42,11 @@ class RamLearner(Learner):
         generator: where locations are drawn from, on the environment's device, in the same state on all ranks.
         ranks: the processes that share the batch.
 
+        glimpse_network: see `RecurrentAttentionModel`.
+        core: see `RecurrentAttentionModel`.
+
     Raises:
-        ValueError: a CUDA graph is asked for on another device.
+        ValueError: a CUDA graph is asked for on another device, or a part of your own does not fit.
     """
 
     losses: ClassVar = (
@@ -55,14 +59,20 @@ class RamLearner(Learner):
     model: RecurrentAttentionModel
 
     def __init__(
-        self, config: RamConfig, env: GlimpseVectorEnv, generator: torch.Generator, ranks: Ranks = ALONE
+        self,
+        config: RamConfig,
+        env: GlimpseVectorEnv,
+        generator: torch.Generator,
+        ranks: Ranks = ALONE,
+        glimpse_network: OwnGlimpseNetwork = None,
+        core: OwnCore = None,
     ) -> None:
         super().__init__()
         if config.cuda_graph and not config.device.startswith("cuda"):
             raise ValueError(f"cuda_graph needs device 'cuda', got {config.device!r}: --no-cuda-graph turns it off")
         self.config, self.env, self.generator, self.ranks = config, env, generator, ranks
         self.weight_average, self.cuda_graph = config.weight_average, config.cuda_graph
-        self.model = make_model(config, env)
+        self.model = make_model(config, env, glimpse_network, core)
         if env.config.num_glimpses == 1:  # nothing is located and nothing expected, so nothing trains these two
             self.model.locator.requires_grad_(False)
             self.model.baseline.requires_grad_(False)
@@ -73,7 +83,7 @@ class RamLearner(Learner):
         self._played, self._rollout_losses = (self.model,), rollout_losses
         if config.compile:
             compiled = copy.copy(self.model)  # the same parameters
-            for name in HEADS + (BODY if config.backpropagation == "autograd" else ()):
+            for name in HEADS + (BODY if config.resolve().backpropagation == "autograd" else ()):
                 setattr(compiled, name, torch.compile(getattr(compiled, name), fullgraph=True))
             # In a tuple, so that its parameters are not this module's once more.
             self._played, self._rollout_losses = (compiled,), torch.compile(rollout_losses, fullgraph=True)
@@ -126,6 +136,17 @@ def train(
     init: RunFolder | None = None,
     on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
+    glimpse_network: OwnGlimpseNetwork = None,
+    core: OwnCore = None,
 ) -> TrainResult:
-    """Trains a Recurrent Attention Model; arguments and errors are those of `agents.training.loop.run_training`."""
-    return run_training(RamLearner, config, folder, resume=resume, init=init, on_progress=on_progress, ranks=ranks)
+    """Trains a Recurrent Attention Model.
+
+    A glimpse network or a core of your own takes the place of the one that config names; the run's config.json then
+    says "custom", and `load_run` takes the same part under the same name. Give a function that makes it, so that its
+    weights come of the run's seed. See `agents.networks` for what such modules must have.
+
+    All other arguments, and the errors, are those of `agents.training.loop.run_training`.
+    """
+    config = with_custom_parts(config, glimpse_network, core).resolve()
+    make = functools.partial(RamLearner, glimpse_network=glimpse_network, core=core)
+    return run_training(make, config, folder, resume=resume, init=init, on_progress=on_progress, ranks=ranks)
