@@ -16,7 +16,8 @@ where a state is a tuple of float32 tensors, each (N, ...). The first is the cor
 other parts of a network read.
 
 `GLIMPSE_NETWORKS` and `CORES` are those that have a name on the command line. In Python, a module of your own with this
-interface takes the place of either.
+interface takes the place of either. It may behave otherwise in evaluation mode, as dropout does. But a resumed run is
+bit-exact only if the module draws nothing and all that it keeps from one update to the next is in its `state_dict`.
 
 Shapes: N episodes, K scales, C channels, P side of a patch, F features, H units of a core.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -93,6 +93,12 @@ NAMES = {
 }
 
 
+def test_the_names_are_those_of_the_tables() -> None:
+    names = {field.name: get_args(get_type_hints(RamConfig)[field.name]) for field in dataclasses.fields(RamConfig)}
+    assert names["glimpse_network"] == (*GLIMPSE_NETWORKS, "custom")
+    assert names["core"] == (*CORES, "custom")
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_stored_weights_keep_their_names(core: Any) -> None:
     assert set(RecurrentAttentionModel(SHAPE, 10, RamConfig(core=core)).state_dict()) > NAMES
@@ -175,6 +181,24 @@ def test_named_networks_learn_and_are_loaded(fields: dict[str, Any], tmp_path: P
 def error_of(run: TrainedRun) -> float:
     env = make_env(run.config.env_config.replace(split="validation"), "cpu")
     return evaluate(run.make_policy(env), env).error_percent
+
+
+def test_validation_measures_modules_in_evaluation_mode() -> None:
+    dropout = nn.Sequential(nn.Linear(64, 16), nn.Dropout(0.9))
+    modes = []
+
+    class Forgetful(nn.Module):
+        def __init__(self, shape: GlimpseShape) -> None:
+            super().__init__()
+            self.layers = dropout
+
+        def forward(self, glimpse: Tensor, location: Tensor) -> Tensor:
+            del location
+            modes.append((torch.is_grad_enabled(), self.layers[1].training))
+            return self.layers(glimpse.flatten(1))
+
+    train(learn_digits(epochs=1), glimpse_network=Forgetful)
+    assert set(modes[1:]) == {(True, True), (False, False)}
 
 
 def test_a_users_own_modules_are_trained_resumed_and_loaded(tmp_path: Path) -> None:

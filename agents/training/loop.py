@@ -293,8 +293,10 @@ class Trainer:
 
     def validate(self) -> float:
         """Error in percent on the validation split, single rollout."""
-        policy = self.learner.policy(self.evaluated_model, self.validation_env)
-        return evaluate(policy, self.validation_env).error_percent
+        model = self.evaluated_model.eval()  # dropout and the like, if the user's module has any
+        error = evaluate(self.learner.policy(model, self.validation_env), self.validation_env).error_percent
+        model.train()
+        return error
 
     @cached_property
     def data(self) -> Data:
