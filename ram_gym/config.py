@@ -124,13 +124,15 @@ class GlimpseConfig:
         """A copy with some fields changed.
 
         Raises:
-            TypeError: an override is no field; the message lists the fields.
+            TypeError: an override is no field; the message begins like Python's own, which some libraries look for, and
+                lists the fields.
         """
         names = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(overrides) - set(names))
         if unknown:
             raise TypeError(
-                f"unknown argument {', '.join(unknown)}; the fields of GlimpseConfig are {', '.join(names)}"
+                f"got an unexpected keyword argument {', '.join(map(repr, unknown))}; "
+                f"the fields of GlimpseConfig are {', '.join(names)}"
             )
         return dataclasses.replace(self, **overrides)
 

@@ -38,7 +38,7 @@ def render_frame(
         label: the right answer; shown with the prediction.
 
     Returns:
-        uint8 (height, width, 3); the same size for every frame of one environment.
+        uint8 (height, width, 3), writable; the same size for every frame of one environment.
     """
     from PIL import Image, ImageDraw
 
@@ -94,7 +94,7 @@ def render_frame(
         caption = f"answer {prediction}: right" if is_right else f"answer {prediction}: wrong, it is {label}"
         colour = drawing.RIGHT_ON_DARK if is_right else drawing.WRONG_ON_DARK
     draw.text((left, _MARGIN - 2), caption, fill=colour, font=_font())
-    return np.asarray(image)
+    return np.array(image)  # a copy: np.asarray gives a read-only array
 
 
 def save_gif(

@@ -187,7 +187,9 @@ def test_replace_names_unknown_fields_and_the_known_ones() -> None:
     with pytest.raises(TypeError) as caught:
         GlimpseConfig().replace(glimpses=3, canvas=60, num_scales=2)
     known = ", ".join(DEFAULTS)
-    assert str(caught.value) == f"unknown argument canvas, glimpses; the fields of GlimpseConfig are {known}"
+    assert str(caught.value) == (
+        f"got an unexpected keyword argument 'canvas', 'glimpses'; the fields of GlimpseConfig are {known}"
+    )
 
 
 def test_replace_validates() -> None:

@@ -188,7 +188,7 @@ def test_pickles_keep_the_episode_and_leave_named_datasets_out(small_images: tup
         ({"canvas_size": 5}, ValueError, "canvas_size must hold images of 6x5"),
         ({"num_clutter": 1, "clutter_size": 6}, ValueError, "clutter_size must fit"),
         ({"render_mode": "human"}, ValueError, "render_mode"),
-        ({"glimpses": 3}, TypeError, "unknown argument glimpses"),
+        ({"glimpses": 3}, TypeError, "unexpected keyword argument 'glimpses'; the fields"),
         ({"config": "digits"}, TypeError, "config must be a GlimpseConfig, such as .* got 'digits'"),
         ({"num_glimpses": 0}, ValueError, "at least 1"),
         ({"scene_seed": "x"}, TypeError, "scene_seed must be an int"),

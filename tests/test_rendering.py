@@ -271,3 +271,14 @@ def test_frames_that_are_repeated_are_shown_longer(tmp_path: Path) -> None:
             gif.seek(number)
             total += gif.info["duration"]
     assert total == 100 * (len(frames) + 2)
+
+
+def test_frames_are_the_callers_own_to_write_on(small_images: Any) -> None:
+    env = GlimpseEnv(dataset=small_images, canvas_size=9, patch_size=3, render_mode="rgb_array")
+    envs = GlimpseVectorEnv(2, dataset=small_images, canvas_size=9, patch_size=3, render_mode="rgb_array")
+    for each, render in ((env, lambda: [env.render()]), (envs, envs.render)):
+        each.reset(seed=0)  # type: ignore[attr-defined]
+        kept = [frame.copy() for frame in render()]  # type: ignore[union-attr]
+        for frame in render():  # type: ignore[union-attr]
+            frame[:] = 0
+        assert all(np.array_equal(a, b) for a, b in zip(kept, render(), strict=True))  # type: ignore[arg-type]
