@@ -57,8 +57,8 @@ def leave_one_out(rewards: Tensor, rollouts: int) -> Tensor:
 
 
 def log_likelihoods(rollout: Rollout) -> Tensor:
-    """Log-probabilities of the right labels in all answers that were kept, the last one last. -> (N, 1 to T)"""
-    # Classes first: a softmax over the last dimension, where that is short, takes PyTorch ten times as long on a CPU.
+    """Log-probabilities of the right labels in the early answers, if there are any, and in the last. -> (N, 1 to T)"""
+    # Classes first: over a short last dimension, PyTorch's softmax takes ten times as long on a CPU.
     logits = torch.cat((rollout.early_logits, rollout.logits[:, None]), 1).movedim(-1, 0)  # (L, N, ...)
     return logits.log_softmax(0).gather(0, rollout.labels[None, :, None].expand(1, *logits.shape[1:])).squeeze(0)
 
@@ -69,18 +69,22 @@ def returns(
     discount: float = 1.0,
     likelihoods: Tensor | None = None,
 ) -> Tensor:
-    """What each look was worth, a constant. -> (N, T - 1)
+    """The return of each look, without gradient. -> (N, T - 1)
 
-    The reward of the last answer for all of them; or, over the answers given after the look, the mean of how right they
-    are (0 or 1) or of the right label's log-likelihood; or that mean less the log-likelihood before the look. All but
-    the first need `early_logits`, or `likelihoods`, what `log_likelihoods` gives of the rollout. Of the answers after a
-    look, each weighs `discount` times what the one before weighs.
+    - "answer", the paper's: the reward of the last answer, for all looks alike.
+    - "every-answer": the share of right answers among those given after the look.
+    - "every-likelihood": the mean log-likelihood of the right label in them.
+    - "likelihood-gain": that mean, minus the log-likelihood before the look. The answer before a look does not depend
+      on where the look goes. So the gradient keeps its mean, and varies less between easy and hard scenes.
 
-    What stood before a look does not depend on where it goes, so to subtract it leaves the gradient's mean as it is and
-    takes away what differs between easy scenes and hard ones. Later answers depend on later looks too, so the less they
-    weigh the less the gradient varies.
+    Args:
+        rollout: N episodes; all but "answer" need its `early_logits`.
+        location_reward: one of the above.
+        discount: weight of each answer after a look, relative to the one before it. Later answers depend on later looks
+            too, so a small weight makes the gradient vary less.
+        likelihoods: what `log_likelihoods` gives of the rollout; None computes it.
 
-    Differs: the paper has the first alone.
+    Differs: the paper has "answer" alone.
     """
     if location_reward == "answer":
         return rollout.rewards[:, None].expand_as(rollout.baselines)
@@ -109,15 +113,15 @@ def rollout_losses(
 ) -> Losses:
     """The terms: cross-entropy of the answer, REINFORCE, the baseline's squared error, cross-entropy of early answers.
 
-    Gradients: the cross-entropies reach logits and early_logits; REINFORCE reaches location_means alone (rewards,
-    baselines and sampled locations are constants to it); the squared error reaches baselines alone.
+    Gradients: the cross-entropies train logits and early_logits; REINFORCE trains location_means alone (rewards,
+    baselines and sampled locations are constants in it); the squared error trains baselines alone.
 
     Args:
         rollout: N episodes.
         std: standard deviation of the location policy; a number or a scalar on the rollout's device.
         rollouts: how many episodes in a row share a scene.
-        location_reward: what a look is worth, see `returns`.
-        location_discount: weight of each later answer relative to the one before it, see `returns`.
+        location_reward: the return of a look, see `returns`.
+        location_discount: see `returns`.
         use_leave_one_out: subtract the other rollouts' mean reward instead of the learned baseline.
 
     Returns:
