@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from ram_gym.arguments import as_integer
+from ram_gym.sources import NAMES
 
 Split = Literal["train", "validation", "test"]
 Composition = Literal["add", "overwrite"]
@@ -31,11 +33,14 @@ class GlimpseConfig:
     Sizes and counts are ints of at least 1, but for `num_clutter`, of at least 0, and `scale_factor`, of at least 2.
 
     Args:
-        dataset: name of the dataset: "digits", "mnist", "fashion-mnist" or "kmnist" ("custom" for the caller's own
-            images).
-        data_root: folder with the datasets as torchvision lays them out; None: $RAM_GYM_DATA, else a per-user cache
-            folder.
-        split: which images are shown: "train", "validation" (the last 10,000 training images of MNIST) or "test".
+        dataset: name of the dataset, "digits", "mnist", "fashion-mnist", "kmnist", "cifar10" or "svhn"; or the path of
+            a folder with one folder of images per class, or of an .npz file, see `load_dataset` ("custom" for the
+            caller's own arrays).
+        image_size: side in pixels that images are resized to, both height and width; None: images stay as they are.
+        data_root: folder with the named datasets as torchvision lays them out; None: $RAM_GYM_DATA, else a per-user
+            cache folder.
+        split: which images are shown: "train", "validation" (the last 10,000 training images of a named dataset) or
+            "test".
         canvas_size: side S of the square canvas in pixels; at least the height and the width of the images.
         num_clutter: number of clutter pieces: crops of other images of the same split at random places.
         clutter_size: side of a clutter piece in pixels; at most the height and the width of the images.
@@ -70,11 +75,12 @@ class GlimpseConfig:
     num_scales: int = 1
     scale_factor: int = 2
     scene_seed: int | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in _LOWEST.items():
             value = getattr(self, name)
-            if name == "scene_seed" and value is None:
+            if name in ("scene_seed", "image_size") and value is None:
                 continue
             number = as_integer(value)
             if number is None:
@@ -82,8 +88,9 @@ class GlimpseConfig:
             object.__setattr__(self, name, number)
             if number < low:
                 raise ValueError(f"{name} must be at least {low}, got {number}")
-        if not isinstance(self.dataset, str):
-            raise TypeError(f"dataset must be a name (str), got {type(self.dataset).__name__}")
+        if not isinstance(self.dataset, str | os.PathLike):
+            raise TypeError(f"dataset must be a name or a path (str), got {type(self.dataset).__name__}")
+        object.__setattr__(self, "dataset", os.fspath(self.dataset))
         if self.data_root is not None:
             if not isinstance(self.data_root, str | os.PathLike):
                 raise TypeError(f"data_root must be a folder's path or None, got {self.data_root!r}")
@@ -104,6 +111,13 @@ class GlimpseConfig:
                 f"num_scales {self.num_scales} with scale_factor {self.scale_factor} sums more pixels than float32 "
                 "holds exactly; use fewer scales or a smaller factor"
             )
+
+    @property
+    def data_path(self) -> Path | None:
+        """The absolute path of the folder or file that the images are read from; None for a named dataset."""
+        if self.dataset in (CUSTOM_DATASET, *NAMES):
+            return None
+        return Path(self.dataset).expanduser().absolute()
 
     def block_side(self, scale: int) -> int:
         """Side in pixels of the square that one value of a patch at `scale` averages."""
@@ -150,4 +164,5 @@ _LOWEST = {
     "num_scales": 1,
     "scale_factor": 2,
     "scene_seed": 0,
+    "image_size": 1,
 }

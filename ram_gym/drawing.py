@@ -6,6 +6,7 @@ matplotlib and HTML take them. Loads no drawing library.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,14 @@ def short_name(name: str, longest: int) -> str:
     """A name that can be drawn: printable, and only its end if it is too long."""
     name = printable(name)
     return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def class_name(label: int | None, class_names: Sequence[str] | None, longest: int = 24) -> str:
+    """What a drawing calls a class: its name, or its number where it has none; only the beginning if it is too long."""
+    if label is None or class_names is None:
+        return str(label)
+    name = printable(class_names[label])
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:

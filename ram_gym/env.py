@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,18 +39,23 @@ def set_up(config: GlimpseConfig | None, dataset: Any, overrides: dict[str, Any]
     """
     if config is not None and not isinstance(config, GlimpseConfig):
         raise TypeError(f"config must be a GlimpseConfig, such as get_task(name).config, got {config!r}")
-    if isinstance(dataset, str):
-        overrides = {**overrides, "dataset": dataset}
+    if isinstance(dataset, str | os.PathLike):
+        overrides = {**overrides, "dataset": os.fspath(dataset)}
         dataset = None
     elif dataset is not None:
         overrides = {**overrides, "dataset": CUSTOM_DATASET}
     config = (config or GlimpseConfig()).replace(**overrides)
     if dataset is None and config.dataset == CUSTOM_DATASET:
         raise DatasetError("dataset 'custom' has no files: pass the images as dataset=(images, labels)")
-    data = load_dataset(config.dataset if dataset is None else dataset, config.split, config.data_root)
+    if config.data_path is not None:
+        config = config.replace(dataset=str(config.data_path))  # which means the same wherever a copy is made
+    data = load_dataset(config) if dataset is None else load_dataset(dataset, config.split, None, config.image_size)
     num_images, channels, height, width = data.images.shape
     if max(height, width) > config.canvas_size:
-        raise ValueError(f"canvas_size must hold images of {height}x{width} pixels, got {config.canvas_size}")
+        raise ValueError(
+            f"canvas_size must hold images of {height}x{width} pixels, got {config.canvas_size}: choose a larger "
+            "canvas, or resize the images by image_size"
+        )
     if config.num_clutter and config.clutter_size > min(height, width):
         raise ValueError(f"clutter_size must fit in images of {height}x{width} pixels, got {config.clutter_size}")
     if config.num_clutter and num_images < 2:
@@ -101,13 +107,14 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     `scene_seed` (which, as reset options, give the same scene again).
 
     ## Arguments
-    Every field of `GlimpseConfig` by keyword, and `render_mode` (None or "rgb_array"). `dataset` is a name, a pair
-    (images, labels), a map-style dataset, or a mapping from splits to these: see `load_dataset`. `config` gives all
+    Every field of `GlimpseConfig` by keyword, and `render_mode` (None or "rgb_array"). `dataset` is a name, the
+    path of a folder or an .npz file, a pair (images, labels), a map-style dataset, or a mapping from splits to these:
+    see `load_dataset`. `config` gives all
     fields at once; keywords win over it, also those that come with a registered id.
 
     ## Attributes
-    `config`, `num_images` (of the split), `num_classes`; of the running episode, for drawing and for references:
-    `canvas`, `label`, `digit_location`.
+    `config`, `num_images` (of the split), `num_classes`, `class_names` (a tuple, or None where classes have numbers
+    only); of the running episode, for drawing and for references: `canvas`, `label`, `digit_location`.
 
     ## Version history
     v0: first version.
@@ -143,6 +150,7 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
         setup = set_up(config, dataset, overrides)
         self.config, self._data = setup.config, setup.data
         self.num_images, self.num_classes = len(setup.data.images), setup.data.num_classes
+        self.class_names = setup.data.class_names
         # Where the images came from, so that a copy in another process finds them whatever its environment says.
         self._data_root = str(Path(self.config.data_root or default_data_root()).expanduser().absolute())
         self.observation_space, self.action_space = setup.observation_space, setup.action_space  # type: ignore[assignment]
@@ -218,7 +226,13 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
             gym.logger.warn("render() needs render_mode: gym.make(..., render_mode='rgb_array')")
             return None
         return render_frame(
-            self.canvas, np.stack(self._path), self._observe()["glimpse"], self.config, self._prediction, self.label
+            self.canvas,
+            np.stack(self._path),
+            self._observe()["glimpse"],
+            self.config,
+            self._prediction,
+            self.label,
+            self.class_names,
         )
 
     @property
@@ -269,4 +283,4 @@ class GlimpseEnv(gym.Env[dict[str, np.ndarray], dict[str, Any]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if "_data" not in state:
-            self._data = load_dataset(self.config.dataset, self.config.split, self._data_root)
+            self._data = load_dataset(self.config.replace(data_root=self._data_root))

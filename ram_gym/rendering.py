@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,7 @@ def render_frame(
     config: GlimpseConfig,
     prediction: int | None = None,
     label: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """One frame of an episode.
 
@@ -36,6 +38,7 @@ def render_frame(
         config: the environment's.
         prediction: the answer, once given.
         label: the right answer; shown with the prediction.
+        class_names: names of the labels; None shows their numbers.
 
     Returns:
         uint8 (height, width, 3), writable; the same size for every frame of one environment.
@@ -91,7 +94,8 @@ def render_frame(
     caption, colour = f"glimpse {len(path)} of {config.num_glimpses}", drawing.TEXT
     if prediction is not None:
         is_right = prediction == label
-        caption = f"answer {prediction}: right" if is_right else f"answer {prediction}: wrong, it is {label}"
+        answer, right = (drawing.class_name(number, class_names, 14) for number in (prediction, label))
+        caption = f"answer {answer}: right" if is_right else f"answer {answer}: wrong, it is {right}"
         colour = drawing.RIGHT_ON_DARK if is_right else drawing.WRONG_ON_DARK
     draw.text((left, _MARGIN - 2), caption, fill=colour, font=_font())
     return np.array(image)  # a copy: np.asarray gives a read-only array

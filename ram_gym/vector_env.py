@@ -79,8 +79,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     render_mode: None or "rgb_array"; `render` then gives a tuple of N frames.
 
     ## Attributes
-    `config`, `num_images` (of the split), `num_classes`; of the running episodes, for drawing and for references:
-    `canvases`, `labels`, `digit_locations`.
+    `config`, `num_images` (of the split), `num_classes`, `class_names` (a tuple, or None where classes have numbers
+    only); of the running episodes, for drawing and for references: `canvases`, `labels`, `digit_locations`.
 
     ## Version history
     v0: first version.
@@ -131,7 +131,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         self.single_observation_space = single_observation_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.num_classes = data.num_classes
+        self.num_classes, self.class_names = data.num_classes, data.class_names
         self.num_images, self.num_channels = data.images.shape[:2]
         self._image_shape = data.images.shape
         self._retina = Retina(self.config, self.num_channels, self.device)
@@ -252,7 +252,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         for lane in range(self.num_envs):
             path = self._path[lane, : int(self._num_steps[lane]) + 1]
             prediction = predictions[lane] if self._is_over[lane] else None
-            frames.append(render_frame(canvases[lane], path, glimpses[lane], self.config, prediction, labels[lane]))
+            picture = canvases[lane], path, glimpses[lane], self.config
+            frames.append(render_frame(*picture, prediction, labels[lane], self.class_names))
         return tuple(frames)
 
     # ------------------------------------------------------------------- what is hidden: for drawing and for references

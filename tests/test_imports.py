@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 # Each module may import what stands in a row before its own, and its neighbours where noted.
 ORDER = [
-    {"coordinates", "downloads", "files", "kernels"},
-    {"arguments"},
+    {"coordinates", "sources", "files", "kernels"},
+    {"arguments", "downloads", "image_files"},
     {"config"},
+    {"arrays"},
+    {"image_folders", "npz_files"},
     {"pyramids", "scenes", "datasets", "drawing", "statistics"},
     {"retina", "rendering", "rules"},
     {"env"},
