@@ -24,7 +24,7 @@ from .analysis.watch import watch
 from .registry import AGENTS, RENAMED, get_agent
 from .terminal import command_ending, say
 from .training.config import TrainConfig, nearest_task
-from .training.environment import find_data_root
+from .training.environment import describe_environment, find_data_root
 from .training.loop import Progress
 from .training.migrate import migrate
 from .training.pretrained import find_run, publish
@@ -95,7 +95,8 @@ def train(name: str, arguments: list[str]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not agent.CONFIG.shares_batches:
         raise ValueError(f"train {name} runs in one process: start it without torchrun")
     config, folder, is_resumed, init = parse_training(name, arguments)
-    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {config.task}: {folder.path}"
+    described = describe_environment(config.task, config.env_config)
+    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {described}: {folder.path}"
     with join_ranks(config.device) as ranks, ExitStack() as stack:
         show = stack.enter_context(show_progress(title)) if ranks.rank == 0 else None
 

@@ -24,7 +24,7 @@ def peak(case: Case, plan: Plan) -> dict[str, Any]:
         `peak_bytes`, `torch.cuda.max_memory_allocated` less what was allocated before.
     """
     config = case.config(plan)
-    data = load_dataset(config.dataset, config.split, config.data_root)
+    data = load_dataset(config)
     actions = [
         {key: torch.tensor(value, device=case.device) for key, value in action.items()}
         for action in draw_actions(case.batch, config.num_glimpses + 1, data.num_classes)

@@ -38,7 +38,7 @@ def _ap_gym_config(case: Case, plan: Plan) -> tuple[Any, Any]:
     except ImportError as error:
         raise SkippedError(f"ap_gym cannot be imported ({error}): pip install -e '.[bench]'") from None
     config = case.config(plan)
-    data = load_dataset(config.dataset, config.split, config.data_root)
+    data = load_dataset(config)
 
     class Images(ImageClassificationDataset):
         """Arrays in memory, handed out a batch at once: quicker than the files that it reads by itself."""
@@ -150,7 +150,7 @@ def crop_loop(canvases: Tensor, locations: Tensor, config: GlimpseConfig, *, pyt
 def crops(case: Case, plan: Plan) -> dict[str, Any]:
     """Glimpses a second of `crop_loop`; variant "tensor bounds" or "python bounds"."""
     config = case.config(plan)
-    data = load_dataset(config.dataset, config.split, config.data_root)
+    data = load_dataset(config)
     images = ArrayDataset(data.images, data.labels)
     canvases = compose([images[i % len(images)] for i in range(case.batch)], config, as_lists=True)[0].to(case.device)
     where = [torch.tensor(a["location"], device=case.device) for a in draw_actions(case.batch, config.num_glimpses, 2)]
@@ -279,7 +279,7 @@ class PlainTraining:
     """
 
     def __init__(self, config: GlimpseConfig, device: str, batch: int, is_quick: bool) -> None:
-        data = load_dataset(config.dataset, config.split, config.data_root)
+        data = load_dataset(config)
         torch.manual_seed(0)
         self.device = device
         self.loader = torch.utils.data.DataLoader(

@@ -109,7 +109,7 @@ def limit(case: Case, plan: Plan) -> dict[str, Any]:
     two flags. A copy of half as many bytes reads and writes as many.
     """
     config = case.config(plan)
-    channels = load_dataset(config.dataset, config.split, config.data_root).images.shape[1]
+    channels = load_dataset(config).images.shape[1]
     values = channels * config.patch_size**2
     read = (4 + 4 + 8) + values * (1 + 2 * (config.num_scales - 1))
     write = 4 * values * config.num_scales + (4 + 4) + 4 + 2
@@ -136,7 +136,7 @@ def _scene_maker(case: Case, plan: Plan) -> Callable[[], torch.Tensor]:
     from ram_gym.scenes import Placement, compose, place, scene_keys
 
     config = case.config(plan)
-    images = torch.tensor(load_dataset(config.dataset, config.split, config.data_root).images, device=case.device)
+    images = torch.tensor(load_dataset(config).images, device=case.device)
     # As many at once as the vector environment makes.
     parts = blocks(case.batch, images.shape[1] * config.canvas_size**2, PIXELS_AT_ONCE, images)
     indices = torch.arange(case.batch, device=case.device) % len(images)

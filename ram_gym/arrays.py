@@ -243,15 +243,16 @@ def set_aside(
             )
         for place, split in enumerate(lacking):
             shares[own[(number >= place * tenth) & (number < (place + 1) * tenth)]] = split
-    found = {split: np.flatnonzero(shares == split) for split in SPLITS if split == "train" or split in lacking}
-    counts = ", ".join(f"{len(places):,} {split}" for split, places in found.items())
+    places = {split: np.flatnonzero(shares == split) for split in ("train", *reversed(lacking))}
+    counts = ", ".join(f"{len(own):,} {split}" for split, own in places.items())
+    missing, each = " and no ".join(reversed(lacking)), "each" if len(lacking) > 1 else "them"
     print(
-        f"ram_gym: {printable(str(path))} has no {' and no '.join(lacking)} images, so a tenth of each class is set "
-        f"aside for {'each' if len(lacking) > 1 else 'them'}, always the same: {counts}",
+        f"ram_gym: {printable(str(path))} has no {missing} images, so a tenth of each class is set aside for {each}, "
+        f"always the same: {counts}",
         file=sys.stderr,
         flush=True,
     )
-    return found
+    return places
 
 
 def first_bits(content: bytes) -> int:

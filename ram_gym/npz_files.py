@@ -49,7 +49,9 @@ def _read_npz(path: Path, state: tuple[int, int]) -> dict[str, Dataset]:
     splits = {}
     for split, (images, labels) in _KEYS.items():
         if (images in arrays) != (labels in arrays) or (split == "train" and images not in arrays):
-            raise DatasetError(f"{path} must hold images and labels of each split, and holds {', '.join(arrays)}")
+            raise DatasetError(
+                f"{path} must hold images and labels of each split, and holds {', '.join(arrays) or 'nothing'}"
+            )
         if images in arrays:
             try:
                 splits[split] = from_arrays(arrays.pop(images), arrays.pop(labels))

@@ -26,6 +26,7 @@ DEFAULTS = {
     "num_scales": 1,
     "scale_factor": 2,
     "scene_seed": None,
+    "image_size": None,
 }
 LEAST = {
     "canvas_size": 1,
@@ -36,6 +37,7 @@ LEAST = {
     "num_scales": 1,
     "scale_factor": 2,
     "scene_seed": 0,
+    "image_size": 1,
 }
 # Canvas, glimpses, patch, scales, clutter pieces of every task.
 TABLE = {
@@ -72,6 +74,7 @@ def valid_fields() -> st.SearchStrategy[dict[str, Any]]:
             "num_scales": st.integers(1, 4),
             "scale_factor": st.integers(2, 3),
             "scene_seed": st.none() | st.integers(0, 2**63 - 1),
+            "image_size": st.none() | st.integers(1, 1000),
         },
     )
 
@@ -103,9 +106,9 @@ def test_only_ints_pass_for_numbers(name: str, value: Any) -> None:
     assert str(caught.value) == f"{name} must be an int, got {value!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in LEAST if name != "scene_seed"])
-def test_none_is_a_number_for_the_scene_seed_only(name: str) -> None:
-    assert GlimpseConfig(scene_seed=None).scene_seed is None
+@pytest.mark.parametrize("name", [name for name in LEAST if name not in ("scene_seed", "image_size")])
+def test_none_is_a_number_for_the_scene_seed_and_the_image_size_only(name: str) -> None:
+    assert GlimpseConfig(scene_seed=None, image_size=None) == GlimpseConfig()
     with pytest.raises(TypeError, match=f"^{name} must be an int, got None$"):
         GlimpseConfig(**{name: None})
 
@@ -113,8 +116,8 @@ def test_none_is_a_number_for_the_scene_seed_only(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"dataset": 3}, TypeError, "dataset must be a name (str), got int"),
-        ({"dataset": None}, TypeError, "dataset must be a name (str), got NoneType"),
+        ({"dataset": 3}, TypeError, "dataset must be a name or a path (str), got int"),
+        ({"dataset": None}, TypeError, "dataset must be a name or a path (str), got NoneType"),
         ({"data_root": 3}, TypeError, "data_root must be a folder's path or None, got 3"),
         ({"split": "valid"}, ValueError, "split must be one of train, validation, test, got 'valid'"),
         ({"split": None}, TypeError, "split must be a str, got None"),
@@ -154,6 +157,17 @@ def test_numbers_and_paths_of_other_kinds_are_normalised() -> None:
     config = GlimpseConfig(canvas_size=np.int64(40), scene_seed=np.int32(3), data_root=Path("a") / "b")  # type: ignore[arg-type]
     assert config == GlimpseConfig(canvas_size=40, scene_seed=3, data_root="a/b")
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+def test_a_dataset_is_a_name_or_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "svhn", "custom"):
+        assert GlimpseConfig(dataset=name).data_path is None
+    paths = {"shapes": tmp_path / "shapes", "~/a.npz": Path("/home/me/a.npz"), "/b/c": Path("/b/c")}
+    for given_path, path in paths.items():
+        assert GlimpseConfig(dataset=given_path).data_path == path
+        assert GlimpseConfig(dataset=Path(given_path)) == GlimpseConfig(dataset=given_path)  # type: ignore[arg-type]
 
 
 def test_blocks_and_patches_double_by_hand() -> None:

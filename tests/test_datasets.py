@@ -111,7 +111,10 @@ def test_results_are_read_only_copies() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("cifar", "dataset must be one of digits, mnist, fashion-mnist, kmnist or your own images, got 'cifar'"),
+        (
+            "cifar",
+            "dataset must be one of digits, mnist, .*, a folder of .* got 'cifar', and there is no such path",
+        ),
         (3, "dataset must be one of .* a pair .* or a map-style dataset, got int"),
         (None, "dataset must be one of .*, got NoneType"),
         (iter([(GREY[0], 0)]), "dataset must be one of .*, got list_iterator"),

@@ -81,7 +81,7 @@ def test_each_field_but_where_the_data_lies_changes_it() -> None:
         "scale_factor": 3,
         "scene_seed": 0,
     }
-    same = {"dataset": "mnist", "data_root": "x", "split": "test"}
+    same = {"dataset": "mnist", "data_root": "x", "split": "test", "image_size": 9}
     assert {*others, *same} == {field.name for field in dataclasses.fields(GlimpseConfig)}, "a new field: see its text"
     for fields, count in ((others, 1 + len(others)), (same, 1)):
         found = {digest_of_environment(DIGITS.replace(**{name: value})) for name, value in fields.items()}

@@ -16,7 +16,7 @@ from ram_gym import (
     DatasetError,
     GlimpseEnv,
     GlimpseVectorEnv,
-    datasets,
+    arrays,
     evaluate,
     evaluate_all,
     get_task,
@@ -83,12 +83,12 @@ def test_a_later_change_of_the_callers_images_changes_new_environments_alone(sma
 
 
 def test_images_that_nobody_uses_are_forgotten(small_images: tuple) -> None:
-    before = set(datasets._copies)
+    before = set(arrays._copies)
     env = GlimpseEnv(dataset=(small_images[0] // 2, small_images[1]), patch_size=4)
-    assert set(datasets._copies) > before
+    assert set(arrays._copies) > before
     del env
     gc.collect()
-    assert set(datasets._copies) <= before
+    assert set(arrays._copies) <= before
 
 
 @pytest.mark.parametrize("label", [0.7, 1.0, "3", "cat", None, [0, 1], np.array([1, 0])])

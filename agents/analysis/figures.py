@@ -205,7 +205,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     env = make_env(env_config, played.device, len(index))
     env.reset(options={"index": index.to(env.device)})
     canvases = env.canvases.cpu().numpy()  # (n, C, S, S)
-    height, width = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images.shape[2:]
+    height, width = load_dataset(env_config).images.shape[2:]
     centres = location_to_pixel(env.digit_locations.cpu().numpy(), env_config.canvas_size)  # (n, 2)
     corners = (centres - (width / 2, height / 2)).round().astype(int)
     confidence = _confidence(played)

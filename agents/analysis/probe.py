@@ -160,11 +160,12 @@ def varied_env(env_config: GlimpseConfig, by: str, value: Value, device: str) ->
     if not env_config.clutter_size <= value <= env_config.canvas_size:
         low, high = env_config.clutter_size, env_config.canvas_size
         raise ValueError(f"values of digit must lie in {low} (clutter_size) to {high} (canvas_size), got {value}")
-    images, labels, _ = load_dataset(env_config.dataset, env_config.split, env_config.data_root)
-    resized = resize(torch.tensor(np.asarray(images)), [value, value], antialias=True).numpy()
+    data = load_dataset(env_config)
+    resized = resize(torch.tensor(np.asarray(data.images)), [value, value], antialias=True).numpy()
+    dataset, env_config = data._replace(images=resized), env_config.replace(image_size=None)
     lanes = min(len(resized), EVALUATION_LANES)
     return GlimpseVectorEnv(
-        lanes, env_config, dataset=(resized, labels), device=device, output="torch", autoreset_mode="Disabled"
+        lanes, env_config, dataset=dataset, device=device, output="torch", autoreset_mode="Disabled"
     )
 
 
@@ -203,7 +204,7 @@ def positions(env: GlimpseVectorEnv) -> torch.Tensor:
 def overlaps(env: GlimpseVectorEnv) -> torch.Tensor:
     """Share of the pixels of each scene's digit image that clutter changes, in percent: float32 (num_images,)."""
     plain = make_env(env.config.replace(num_clutter=0), str(env.device), env.num_envs)
-    side = load_dataset(env.config.dataset, env.config.split, env.config.data_root).images.shape[-1]
+    side = load_dataset(env.config).images.shape[-1]
     shares = []
     for index in _batches(env):
         env.reset(options={"index": index})

@@ -25,6 +25,7 @@ class _EnvironmentOptions(GlimpseConfig):
 
 class _Sizes(TypedDict):
     # How large an environment can be that is trained in: larger ones fit into no memory.
+    image_size: Annotated[int, Interval(ge=1, le=4096)] | None
     canvas_size: Annotated[int, Interval(ge=1, le=4096)]
     num_clutter: Annotated[int, Interval(ge=0, le=4096)]
     num_glimpses: Annotated[int, Interval(ge=1, le=4096)]
@@ -43,6 +44,8 @@ class TrainConfig:
 
     added: ClassVar[dict[str, Any]] = {}
     """Fields that stored runs may lack, since they came later, and what such a run did."""
+    added_to_env_config: ClassVar[dict[str, Any]] = {"image_size": None}
+    """The same of the environment's fields."""
 
     task: str = "mnist-28"
     """Task whose environment and settings the run began from; see the README's table."""
@@ -63,6 +66,9 @@ class TrainConfig:
             object.__setattr__(self, name, value)
         sizes = {name: getattr(self.env_config, name) for name in _Sizes.__annotations__}
         check_fields(_Sizes, sizes)
+        if self.env_config.data_path is not None:  # the same wherever the run is read
+            env_config = self.env_config.replace(dataset=str(self.env_config.data_path), data_root=None)
+            object.__setattr__(self, "env_config", env_config)
         if self.env_config.split != "train":
             raise ValueError(f"env_config.split must be 'train', got {self.env_config.split!r}")
 
@@ -92,14 +98,28 @@ class TrainConfig:
         """The configuration that `to_dict` gave, after a way through JSON.
 
         Raises:
-            ValueError: a field is missing and not in `added`, or unknown, or wrong; the message names it.
+            ValueError: a field is missing and was not added later, or unknown, or wrong; the message names it.
         """
-        checked = check_stored(cls, {**cls.added, **fields} if isinstance(fields, dict) else fields)
+        if isinstance(fields, dict):
+            fields = {**cls.added, **fields}
+            if isinstance(env_config := fields.get("env_config"), dict):
+                fields["env_config"] = {**cls.added_to_env_config, **env_config}
+        checked = check_stored(cls, fields)
         return cls(**{**checked, "env_config": GlimpseConfig(**checked["env_config"])})
 
     def moved(self, device: str | None, data_root: str | None) -> Self:
-        """The same on another device, where given, and with the images of a folder; None: of the user's own."""
-        env_config = self.env_config.replace(data_root=data_root)
+        """The same on another device, where given, and with its images read from another place.
+
+        Args:
+            device: None keeps it.
+            data_root: the folder of the named datasets, None for the user's own; where the images are read from a path,
+                that path now, None for the same.
+        """
+        env_config = self.env_config
+        if env_config.data_path is None:
+            env_config = env_config.replace(data_root=data_root)
+        elif data_root is not None:
+            env_config = env_config.replace(dataset=data_root)
         return dataclasses.replace(self, device=device or self.device, env_config=env_config)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ram_gym import Dataset, GlimpseConfig, GlimpseVectorEnv, get_task, has_dataset, load_dataset
+from ram_gym.files import printable
 
 from ..terminal import say
 from .config import TrainConfig
@@ -29,9 +30,10 @@ def check_device(device: str) -> None:
 
 
 def find_data_root(env_config: GlimpseConfig, given: str | None) -> str | None:
-    """Where to read the images of a stored run: the folder given, else the run's own if they lie there, else None.
+    """Where to read the images of a stored run, as `TrainConfig.moved` takes it.
 
-    The run may be somebody else's. So nothing is made or downloaded in the folder that it names.
+    The folder given, else the run's own if it holds them, else None. The run may be somebody else's. So nothing is made
+    or downloaded in the folder that it names.
 
     Args:
         env_config: the run's environment.
@@ -59,11 +61,12 @@ def make_env(
         ValueError: the device cannot be used.
     """
     check_device(device)
-    data = load_dataset(setting.dataset, setting.split, setting.data_root)
+    data = load_dataset(setting)
+    shown = None if images is None else data._replace(images=images, labels=np.resize(data.labels, len(images)))
     return GlimpseVectorEnv(
         min(len(data.images), EVALUATION_LANES) if num_envs is None else num_envs,
         setting,
-        dataset=None if images is None else (images, np.resize(data.labels, len(images))),
+        dataset=shown,
         device=device,
         output="torch",
         autoreset_mode="Disabled",
@@ -93,6 +96,8 @@ def describe_environment(task: str, env_config: GlimpseConfig) -> str:
     for name, value in env_config.to_dict().items():
         if name in ("data_root", "split") or value == usual[name]:
             continue
+        if name == "dataset" and env_config.data_path is not None:
+            value = printable(env_config.data_path.name)
         words = name.removeprefix("num_").replace("_", " ")
         if name.startswith("num_"):
             parts.append(f"{value} {words.removesuffix('s') if value == 1 else words}")

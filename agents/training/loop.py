@@ -132,7 +132,7 @@ class Trainer:
         device = ranks.device(config.device)
         check_device(device)
         env_config = config.training_env_config
-        images = load_dataset(env_config.dataset, env_config.split, env_config.data_root).images
+        images = load_dataset(env_config).images
         self.num_images = len(images)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")
         self.updates_per_epoch = self.num_images // config.batch_size
@@ -417,7 +417,7 @@ def run_training(
                 if writes:
                     stack.enter_context(folder.training())
             if ranks.local_rank == 0:  # one process of a machine, since this may download
-                load_dataset(config.env_config.dataset, "train", config.env_config.data_root)
+                load_dataset(config.env_config)
             if folder is not None and resume:
                 other = f"--like {folder.path} begins another run"
                 data = folder.read_about()["data"]

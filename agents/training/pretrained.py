@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ram_gym import GlimpseConfig
+
 from .run_folder import RunError, RunFolder
 
 PRETRAINED = "pretrained:"
@@ -62,6 +64,9 @@ def publish(folder: RunFolder, name: str) -> Path:
     target.mkdir(parents=True)
     copy = RunFolder(target)
     env_config = {**about["config"]["env_config"], "data_root": None}
+    path = GlimpseConfig(dataset=env_config["dataset"]).data_path
+    if path is not None:
+        env_config["dataset"] = path.name
     copy.write_json("config.json", {**about, "config": {**about["config"], "env_config": env_config}})
     copy.write_tensors("best.safetensors", weights, header)
     copy.write_json("results.json", results)
