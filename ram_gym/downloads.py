@@ -45,7 +45,7 @@ def read(name: str, is_train: bool, root: Path) -> tuple[np.ndarray, np.ndarray]
     files = source.train_files if is_train else source.test_files
     contents = {folder / file: _read_checked(folder / file, sums) for file in files}
     try:
-        images, labels = source.parse(contents)
+        images, labels = source.parse(contents, source.num_train if is_train else source.num_test)
     except DatasetError:
         raise
     except Exception as error:

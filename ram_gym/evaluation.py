@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ram_gym import scenes
 from ram_gym.arguments import as_integer, check_actions, numbers
-from ram_gym.config import CUSTOM_DATASET, GlimpseConfig
+from ram_gym.config import GlimpseConfig
+from ram_gym.datasets import is_centred
 from ram_gym.statistics import Comparison, wilson_percent
 from ram_gym.vector_env import GlimpseVectorEnv
 
@@ -103,8 +104,10 @@ class Evaluation:
     locations: Tensor
     """float32 (episodes, T, 2): the location of each glimpse; the environment chose the first."""
     digit_locations: Tensor | None
-    """float32 (episodes, 2): the location of the image's centre on the canvas. None for images of the caller's own that
-    are as large as the canvas, since nothing tells where in them the object is."""
+    """float32 (episodes, 2): the location of the image's centre on the canvas. None for natural images and the caller's
+    own where they are as large as the canvas, since nothing tells where in them the object is."""
+    class_names: tuple[str, ...] | None = None
+    """L names; None where classes have numbers only."""
 
     @property
     def setting(self) -> GlimpseConfig:
@@ -302,7 +305,7 @@ def evaluate(
             on_batch(start + count)
     integers, numbers = (torch.cat(parts) for parts in zip(*batches, strict=True))
     places = numbers.unflatten(1, (-1, 2))
-    are_scenes = env.config.dataset == CUSTOM_DATASET and scenes.fill_canvas(env._image_shape, env.config)
+    are_scenes = not is_centred(env.config.dataset) and scenes.fill_canvas(env._image_shape, env.config)
     return Evaluation(
         task=task,
         policy=policy.name,
@@ -317,6 +320,7 @@ def evaluate(
         answers=integers[:, 3:].clone(),
         locations=places[:, :-1].clone(),
         digit_locations=None if are_scenes else places[:, -1].clone(),
+        class_names=env.class_names,
     )
 
 

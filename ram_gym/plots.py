@@ -101,7 +101,7 @@ def plot_class_error(evaluations: Named) -> str:
         axes.set_xlabel("class")
         axes.set_ylabel("error in %")
         axes.set_ylim(bottom=0)
-        _by_class(axes.xaxis, classes, 20 if len(classes) == evaluation.num_classes else 10)
+        _by_class(axes.xaxis, classes, evaluation, 20 if len(classes) == evaluation.num_classes else 10)
         axes.grid(axis="y")
         _legend(axes)
         return finish()
@@ -161,7 +161,7 @@ def plot_confusion(evaluation: Evaluation) -> str:
                     weight = "bold" if row == column else "normal"
                     axes.text(column, row, str(count), ha="center", va="center", fontsize=7, weight=weight)
         for axis in (axes.xaxis, axes.yaxis):
-            _by_class(axis, classes, _MAX_WRITTEN_CLASSES)
+            _by_class(axis, classes, evaluation, _MAX_WRITTEN_CLASSES)
         axes.set_xlabel("answer")
         axes.set_ylabel("right label")
         return finish()
@@ -218,10 +218,13 @@ def _by_glimpse(axes: Any) -> None:
     axes.grid()
 
 
-def _by_class(axis: Any, classes: np.ndarray, ticks: int) -> None:
-    """Names of classes along an axis, at most so many."""
+def _by_class(axis: Any, classes: np.ndarray, evaluation: Evaluation, ticks: int) -> None:
+    """Names of classes along an axis, at most so many; those of the horizontal axis are turned where they are words."""
+    names = [drawing.class_name(int(label), evaluation.class_names) for label in classes]
     axis.set_major_locator(MaxNLocator(ticks, integer=True))
-    axis.set_major_formatter(lambda place, _: str(classes[int(place)]) if 0 <= place < len(classes) else "")
+    axis.set_major_formatter(lambda place, _: names[int(place)] if 0 <= place < len(names) else "")
+    if axis.axis_name == "x" and evaluation.class_names is not None:
+        axis.set_tick_params(rotation=90)
 
 
 def _legend(axes: Any) -> None:

@@ -85,6 +85,7 @@ def write_report(
                 "num_glimpses": first.env_config.num_glimpses,
                 "num_classes": first.num_classes,
                 "max_classes": plots.MAX_CLASSES,
+                "has_numbers": first.class_names is None,
             }
         )
     loader = jinja2.PackageLoader("ram_gym", "templates")
@@ -153,7 +154,7 @@ def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: 
                 "index": index,
                 "size": first.env_config.canvas_size,
                 "picture": _data_url(canvas.numpy()),
-                "label": int(first.labels[index]),
+                "label": drawing.class_name(int(first.labels[index]), first.class_names),
                 "centre": None if place is None else location_to_pixel(place, first.env_config.canvas_size).tolist(),
                 "num_wrong": sum(not episode["is_right"] for episode in episodes),
                 "episodes": episodes,
@@ -164,6 +165,8 @@ def _scenes(named: list[tuple[str, Evaluation]], env: GlimpseVectorEnv, prefix: 
 
 def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
     env_config = evaluation.env_config
+    names = evaluation.class_names
+    answers = [drawing.class_name(label, names) for label in evaluation.answers[index].tolist()]
     boxes = []
     for scale in range(env_config.num_scales):
         points, corners = drawing.path_and_corners(evaluation.locations[index], env_config, scale)
@@ -173,9 +176,9 @@ def _episode(name: str, evaluation: Evaluation, index: int) -> dict[str, Any]:
         "points": [(round(x, 2), round(y, 2)) for x, y in points.tolist()],
         "fine": boxes[0],
         "coarse": [(side, places[-1]) for side, places in boxes[1:]],
-        "prediction": int(evaluation.predictions[index]),
+        "prediction": drawing.class_name(int(evaluation.predictions[index]), evaluation.class_names),
         "is_right": bool(evaluation.is_right[index]),
-        "answers": evaluation.answers[index].tolist() if evaluation.answers_early else None,
+        "answers": answers if evaluation.answers_early else None,
     }
 
 

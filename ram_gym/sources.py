@@ -36,6 +36,9 @@ class Source(ABC):
 
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
+    num_train: ClassVar[int]
+    num_test: ClassVar[int]
+    """Images of the two halves."""
     is_centred: ClassVar[bool] = False
     """Whether each image shows one thing on black, in its middle, rather than a scene."""
     packed: ClassVar[str] = ""
@@ -61,11 +64,12 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def parse(self, contents: dict[Path, bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The images, uint8 (N, C, H, W), and the labels, integers (N,) in [0, 10), of one half's files.
+    def parse(self, contents: dict[Path, bytes], num: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images, uint8 (num, C, H, W), and the labels, integers (num,) in [0, 10), of one half's files.
 
         Args:
             contents: of the training files, or of the test files, in their order.
+            num: number of images.
 
         Raises:
             DatasetError, or any other error: the files do not hold that.
@@ -77,6 +81,7 @@ class _Idx(Source):
 
     train_files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
     test_files = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    num_train, num_test = 60_000, 10_000
     is_centred = True
     packed = " (or each of them packed, as NAME.gz)"
 
@@ -95,8 +100,7 @@ class _Idx(Source):
         own = {"_check_legacy_exist": lambda _: False, "_load_data": lambda _: (None, None)}
         type(base.__name__, (base,), own)(staging, download=True)
 
-    def parse(self, contents: dict[Path, bytes]) -> tuple[np.ndarray, np.ndarray]:
-        num = 60_000 if _is_train(contents) else 10_000
+    def parse(self, contents: dict[Path, bytes], num: int) -> tuple[np.ndarray, np.ndarray]:
         (images_path, images), (labels_path, labels) = contents.items()
         return _read_idx(images_path, images, (num, 28, 28))[:, None], _read_idx(labels_path, labels, (num,))
 
@@ -112,15 +116,12 @@ def _read_idx(path: Path, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
-def _is_train(contents: dict[Path, bytes]) -> bool:
-    return next(iter(contents)).name.startswith("train")
-
-
 class _Cifar(Source):
     """CIFAR-10, in pickles of arrays."""
 
     train_files = tuple(f"data_batch_{number}" for number in range(1, 6))
     test_files = ("test_batch",)
+    num_train, num_test = 50_000, 10_000
     folder = "cifar-10-batches-py"
     archive: ClassVar[str] = "cifar-10-python.tar.gz"
 
@@ -131,11 +132,12 @@ class _Cifar(Source):
             shutil.copytree(root / self.folder, staging / self.folder)
         if (root / self.archive).is_file():
             shutil.copy(root / self.archive, staging)
-        datasets.CIFAR10(staging, download=True)
+        # Without the file of the classes' names, which are written here.
+        type("CIFAR10", (datasets.CIFAR10,), {"_load_meta": lambda _: None})(staging, download=True)
 
-    def parse(self, contents: dict[Path, bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def parse(self, contents: dict[Path, bytes], num: int) -> tuple[np.ndarray, np.ndarray]:
         batches = [_ArraysOnly(io.BytesIO(content), encoding="latin1").load() for content in contents.values()]
-        images = np.concatenate([batch["data"] for batch in batches]).reshape(len(batches) * 10_000, 3, 32, 32)
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(num, 3, 32, 32)
         return images, np.concatenate([batch["labels"] for batch in batches])
 
 
@@ -157,6 +159,7 @@ class _Svhn(Source):
 
     train_files = ("train_32x32.mat",)
     test_files = ("test_32x32.mat",)
+    num_train, num_test = 73_257, 26_032
     folder = "SVHN"
 
     def fetch(self, root: Path, staging: Path) -> None:
@@ -169,12 +172,12 @@ class _Svhn(Source):
         for split in ("train", "test"):
             datasets.SVHN(staging / self.folder, split, download=True)
 
-    def parse(self, contents: dict[Path, bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def parse(self, contents: dict[Path, bytes], num: int) -> tuple[np.ndarray, np.ndarray]:
         from scipy.io import loadmat
 
         (content,) = contents.values()
         arrays = loadmat(io.BytesIO(content))
-        images = arrays["X"].transpose(3, 2, 0, 1).reshape(73_257 if _is_train(contents) else 26_032, 3, 32, 32)
+        images = arrays["X"].transpose(3, 2, 0, 1).reshape(num, 3, 32, 32)
         return images, arrays["y"].reshape(-1) % 10  # the digit 0 has label 10
 
 

@@ -18,6 +18,13 @@ def test_names_that_are_too_long_lose_their_beginning() -> None:
     assert drawing.short_name("abcdef", 4) == "…def"
 
 
+def test_classes_have_names_or_numbers() -> None:
+    names = ("ant", "bee\n\x1b[31m", "caterpillar")
+    assert [drawing.class_name(label, None) for label in (0, 12)] == ["0", "12"]
+    assert [drawing.class_name(label, names, 8) for label in (0, 2)] == ["ant", "caterpi…"]
+    assert drawing.class_name(1, names) == r"bee \x1b[31m"
+
+
 def test_pictures_become_coloured() -> None:
     grey = np.array([[[1, 2], [3, 4]]], np.uint8)
     assert drawing.as_rgb(grey).tolist() == [[[1] * 3, [2] * 3], [[3] * 3, [4] * 3]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ram_gym import GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, render_frame, save_gif
+from ram_gym import Dataset, GlimpseConfig, GlimpseEnv, GlimpseVectorEnv, render_frame, save_gif
 
 PATH, BACKGROUND, RIGHT, WRONG = (255, 196, 64), (24, 26, 32), (96, 220, 120), (255, 96, 96)
 FIRST = (255, 255, 255)
@@ -184,6 +185,27 @@ def test_captions_are_green_for_right_answers_and_red_for_wrong_ones() -> None:
         assert has_colour(frames[-1][:46], WRONG).any() != is_right
         assert (frames[0][:46] != frames[1][:46]).any()  # it counts
         np.testing.assert_array_equal(frames[-1][46:], frames[-2][46:])  # answering shows the last glimpse again
+
+
+def test_captions_name_classes_that_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, at, text, **options: written.append(text))
+    images, labels = FIELDS["dataset"]
+    names = ("ant", "bee", "cat", "dromedary camels")
+    for class_names in (None, names):
+        data = Dataset(images[:, None], labels, 4, class_names)
+        for env in (GlimpseEnv, partial(GlimpseVectorEnv, 1, autoreset_mode="Disabled")):
+            env = env(**{**FIELDS, "dataset": data}, render_mode="rgb_array")
+            for index, answer in ((2, 2), (3, 0)):
+                env.reset(options={"index": index})
+                for _ in range(3):
+                    many = isinstance(env, GlimpseVectorEnv)
+                    env.step({"location": np.zeros((1, 2) if many else 2), "label": [answer] if many else answer})
+                env.render()
+    assert written == [
+        *["answer 2: right", "answer 0: wrong, it is 3"] * 2,
+        *["answer cat: right", "answer ant: wrong, it is dromedary cam…"] * 2,
+    ]
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

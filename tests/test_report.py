@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ram_gym import ComparisonTable, Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, plots, write_report
+from ram_gym import ComparisonTable, Dataset, Evaluation, GlimpseEnv, GlimpseVectorEnv, evaluate, plots, write_report
 from ram_gym.plots import confusion_among, looks_percent, most_confused
 from ram_gym.report import pick_scenes
 
@@ -187,6 +187,28 @@ def test_two_tasks_colours_and_images_of_the_users_own(tmp_path: Path) -> None:
     env.reset(options={"index": index})
     np.testing.assert_array_equal(pixels, np.moveaxis(env.canvas, 0, -1))
     assert len(re.findall(r"Scene \d+, right", page.text)) == 6
+
+
+def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 6, 6), dtype=np.uint8)
+    names = ("ant", "bee & co", "cat", "<dog>")
+    data = Dataset(images, np.arange(12) % 4, 4, names)
+    env = GlimpseVectorEnv(5, dataset=data, split="test", canvas_size=9, patch_size=4, num_glimpses=2, **OPTIONS)
+    table = ComparisonTable(played(env, "mine", 12))
+    for evaluation in table.by_task["mine"].values():
+        assert evaluation.class_names == names
+    write_report(tmp_path / "report.html", table, envs={"mine": env}, max_scenes=4)
+    page = Page((tmp_path / "report.html").read_text())
+    right = re.findall(r"Scene (\d+), right answer (.*?):", page.text)
+    assert len(right) == 4
+    assert all(name == names[int(index) % 4] for index, name in right)
+    first = next(iter(table.by_task["mine"].values()))
+    given = [names[label] for label in first.answers[int(right[0][0])].tolist()]
+    assert f"after each glimpse: {', '.join(given)}" in page.text
+    for name in names:
+        # Along both axes of three confusion matrices, and below the errors by class.
+        ticks = [text for text in re.findall(r"\s*(.*?)\s*\n", page.text) if text == name]
+        assert len(ticks) >= 2 * 3 + 1, name
 
 
 def test_of_many_classes_the_most_confused_are_drawn(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ram_gym import Evaluation, GlimpseConfig, Policy, load_dataset
 from ram_gym.coordinates import location_to_pixel
-from ram_gym.drawing import GREY, RIGHT, STYLE, WRONG, as_rgb, path_and_corners, short_name
+from ram_gym.drawing import GREY, RIGHT, STYLE, WRONG, as_rgb, class_name, path_and_corners, short_name
 from ram_gym.files import write_file
 
 from ..registry import load_run
@@ -226,7 +226,8 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
             _draw_scene(axes, canvas, path, env_config)
             colour = RIGHT if label == answer else WRONG
-            axes.set_title(f"{label} → {answer} ({confidence[scene]:.2f})", color=colour, fontsize=9, pad=3)
+            names = [class_name(number, evaluation.class_names, 12) for number in (label, answer)]
+            axes.set_title(f"{' → '.join(names)} ({confidence[scene]:.2f})", color=colour, fontsize=9, pad=3)
             axes.text(0, -0.01, f"scene {scene}", transform=axes.transAxes, va="top", fontsize=6, color=GREY)
     return figure
 
