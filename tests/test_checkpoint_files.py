@@ -27,7 +27,7 @@ from agents.training.checkpoint import load_checkpoint, save_checkpoint
 from agents.training.loop import Trainer
 from agents.training.pretrained import PRETRAINED_FOLDER
 from agents.training.run_folder import RunError, RunFolder
-from agents.training.tensors import digest
+from agents.training.tensors import decode, digest, encode
 
 CONFIG = RamConfig(task="digits", epochs=2, batch_size=512, hidden_size=8, glimpse_hidden_size=4, locator_hidden_size=4)
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -96,6 +96,16 @@ def test_the_digest_is_of_names_dtypes_shapes_and_bytes() -> None:
     found = {right, digest(tensors, "other"), digest(tensors), *(digest(other, "text") for other in others)}
     assert len(found) == 9
     assert digest({"a": a.T.contiguous().T}, "") == digest({"a": a}, "")
+
+
+def test_the_same_content_gives_the_same_bytes() -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.int64), "ä": torch.zeros(())}
+    about = {"epoch": 3, "name": "ü"}
+    (data,) = {encode(tensors, about) for _ in range(20)}
+    found, read = decode(data)
+    assert read == about
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("name", [BEST, LAST])

@@ -23,10 +23,14 @@ def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
 
 
 def encode(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """A safetensors file, with JSON in its header and the digest of it all."""
+    """A safetensors file, with JSON in its header and the digest of it all; the same bytes for the same content."""
     on_cpu = {name: value.detach().to("cpu").clone().contiguous() for name, value in tensors.items()}
     text = json.dumps(about, allow_nan=False)
-    return save(on_cpu, {"about": text, "sha256": digest(on_cpu, text)})
+    data = save(on_cpu, {"about": text, "sha256": digest(on_cpu, text)})
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()  # safetensors' order is random
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def decode(data: bytes) -> tuple[dict[str, Tensor], Any]:
