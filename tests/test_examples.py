@@ -16,6 +16,7 @@ from PIL import Image
 import ram_gym
 from agents.cli import main
 from ram_gym import TASKS
+from tests.shapes import write_shapes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,6 +124,7 @@ def test_the_readme_shows_commands() -> None:
 def test_agent_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """One after the other, as written but for the task and the length: on the digits, for an epoch."""
     monkeypatch.chdir(tmp_path)
+    write_shapes(tmp_path / "shapes", 330)
     for command in commands(page):
         arguments = command[command.index("agents") + 1 :]
         # Trained weights are of MNIST, which need not be here; tests/test_pretrained.py evaluates them.
