@@ -112,6 +112,7 @@ def work(rank: int, size: int, port: int, path: Path) -> None:
         except (ValueError, SystemExit) as error:
             found["indivisible"] = (type(error).__name__, error.args)
         torch.save(found, path / f"{rank}.pt")
+    (path / f"{rank} went on").touch()
 
 
 def resume(rank: int, size: int, port: int, path: Path, config: RamConfig) -> None:
@@ -247,6 +248,22 @@ def test_shares_and_devices_by_hand() -> None:
     assert torch.equal(third.draw(torch.randn, 3, generator, torch.device("cpu")), whole[6:9])
 
 
+def test_the_first_rank_alone_goes_on_after_them_all(two: tuple) -> None:
+    assert [path.name for path in two[0].glob("* went on")] == ["0 went on"]
+
+
+def test_torchrun_exits_with_0_when_the_run_is_complete(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    arguments = ["--task", "digits", *options, "--epochs", "1", "--batch-size", "96", "--out", str(tmp_path / "run")]
+    command = [*torchrun, "-m", "agents", "train", "ram", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("Done: validation error") == 1, ended.stderr
+    assert RunFolder(tmp_path / "run").read_json("results.json")["validation"]["epochs"] == 1
+
+
 def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
@@ -255,10 +272,10 @@ def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
     command = [*torchrun, "-m", "agents", "train", "ram", *arguments]
     folder = RunFolder(tmp_path / "run")
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while len(folder.read_metrics()) < 2:
             assert process.poll() is None
-            assert time.monotonic() < end, "training did not get that far in two minutes"
+            assert time.monotonic() < end, "training did not get that far in ten minutes"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

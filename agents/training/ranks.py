@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,10 +125,11 @@ ALONE = Ranks()
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK tell of, connected while inside.
+    """The ranks that torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK describe, connected while inside.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. A rank that ends with an error takes the others with it: torchrun
-    ends them.
+    ends them. When all ranks have left without an error, rank 0 goes on and the processes of the others end, with exit
+    status 0.
 
     Args:
         device: "cpu", or "cuda": then rank i of a machine takes its GPU i.
@@ -145,9 +147,33 @@ def join_ranks(device: str) -> Iterator[Ranks]:
             raise ValueError(f"--nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this machine")
         torch.cuda.set_device(ranks.local_rank)
     _end_with_launcher()
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=size
+    )
     yield ranks
+    _leave(ranks, dist.PrefixStore("end", store))
+
+
+def _leave(ranks: Ranks, store: dist.Store) -> None:
+    """Takes the connections down one process after the other.
+
+    gloo aborts a process that closes its connections while a peer closes the other ends. So rank 0 closes its own while
+    all others wait for it, and the others end without closing any. They wait by the store, which is no part of gloo.
+    Rank 0 may be the one that holds the store, so it waits until nobody needs it any more.
+    """
+    others = range(1, ranks.size)
+    if ranks.rank:
+        store.set(f"done {ranks.rank}", "")
+        store.wait(["closed"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        store.set(f"ended {ranks.rank}", "")
+        os._exit(0)
+    store.wait([f"done {rank}" for rank in others])
     dist.destroy_process_group()
+    store.set("closed", "")
+    store.wait([f"ended {rank}" for rank in others])
 
 
 def _end_with_launcher() -> None:
