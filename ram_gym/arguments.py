@@ -222,7 +222,8 @@ def check_integers(
 ) -> Checked:
     """Integers in [0, bound), one a lane or (unless not `one_for_all`) one for all lanes: int64 (N,), a copy.
 
-    What comes from the host is checked here; of what is on another device already, `is_good` tells.
+    One a lane may also have shape (N, 1), as some libraries give it. What comes from the host is checked here; of what
+    is on another device already, `is_good` tells.
     """
     import torch
 
@@ -230,6 +231,8 @@ def check_integers(
     expected = _expected_integers(shapes, bound)
     given = numbers(name, value, expected, device)
     is_float = given.is_floating_point() if isinstance(given, torch.Tensor) else given.dtype.kind == "f"
+    if not one_for_all and tuple(given.shape) == (num_envs, 1):
+        given = given.reshape(num_envs)
     if is_float or tuple(given.shape) not in shapes:
         raise ValueError(f"{name} must be {expected}, got {_told(value)}")
     if isinstance(given, torch.Tensor):

@@ -35,6 +35,16 @@ from ram_gym.rendering import render_frame
 from ram_gym.retina import Retina
 
 Output = Literal["numpy", "torch"]
+FinalObs = Literal["dict", "objects"]
+
+LANE_ATTRIBUTES = {
+    "canvas": "canvases",
+    "label": "labels",
+    "digit_location": "digit_locations",
+    "observation_space": "single_observation_space",
+    "action_space": "single_action_space",
+}
+"""What one lane has under another name than the vector environment."""
 
 MAX_LANES = 2**31
 """Lanes are fewer: more than any memory holds."""
@@ -51,7 +61,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     Dict of `glimpse`, float32 (N, K * C, P, P) in [0, 1], and `location`, float32 (N, 2) in [-1, 1].
 
     ## Action
-    Dict of `location`, float32 (N, 2), and `label`, integers (N,) in [0, L). Arrays and tensors are both taken.
+    Dict of `location`, float32 (N, 2), and `label`, integers (N,) or (N, 1) in [0, L). Arrays and tensors are
+    both taken.
 
     ## Reward
     (N,), 1 where a lane's last step has the right label, else 0; float64 as array, float32 as tensor.
@@ -61,14 +72,17 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     `location` (float (2,) or (N, 2)) and `reset_mask` (bool (N,): only these lanes begin anew).
 
     ## Termination
-    As `GlimpseEnv`. What follows depends on `autoreset_mode`: NEXT_STEP begins the next episode at the next step, whose
-    action it ignores; SAME_STEP begins it in the same step and hands the ended episode's last observation and info over
-    as `final_obs` and `final_info`; DISABLED waits for `reset`.
+    As `GlimpseEnv`, and truncated after `max_episode_steps`, if given. What follows depends on `autoreset_mode`:
+    NEXT_STEP begins the next episode at the next step, whose action it ignores; SAME_STEP begins it in the same step
+    and hands the ended episode's last observation and info over as `final_obs` and `final_info`; DISABLED waits for
+    `reset`.
 
     ## Info
     At steps that end episodes: `label`, `prediction`, `is_success`, `index`, `scene_seed`, each (N,) with a mask
     (`_label`, ...), zero where the mask is False; under SAME_STEP inside `final_info`, beside `final_obs`, with masks
-    `_final_info` and `_final_obs`. Dense, and never shared with the environment's state.
+    `_final_info` and `_final_obs`. Dense, and never shared with the environment's state. `final_obs` is a dict of
+    batched arrays or tensors, like an observation; with final_obs="objects" it is what Gymnasium's SyncVectorEnv
+    gives: an object array (N,) of one lane's dict each, None where the mask is False.
 
     ## Arguments
     num_envs: number N of lanes.
@@ -77,6 +91,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     output: "numpy" gives arrays; "torch" gives tensors on `device`, without leaving it.
     autoreset_mode: a gymnasium AutoresetMode, its name or its value ("NextStep", "SameStep", "Disabled").
     render_mode: None or "rgb_array"; `render` then gives a tuple of N frames.
+    final_obs: "dict" or "objects": the form of `final_obs` under SAME_STEP. "objects" takes a Python loop over lanes.
+    max_episode_steps: episodes are truncated after as many steps, as Gymnasium's TimeLimit does; None or -1: never.
 
     ## Attributes
     `config`, `num_images` (of the split), `num_classes`, `class_names` (a tuple, or None where classes have numbers
@@ -114,6 +130,8 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         output: Output = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        final_obs: FinalObs = "dict",
+        max_episode_steps: int | None = None,
         **overrides: Any,
     ) -> None:
         num_envs = check_integer("num_envs", num_envs, MAX_LANES, low=1)
@@ -121,7 +139,13 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             raise ValueError(f"output must be 'numpy' or 'torch', got {output!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        if final_obs not in ("dict", "objects"):
+            raise ValueError(f"final_obs must be 'dict' or 'objects', got {final_obs!r}")
+        if max_episode_steps not in (None, -1):
+            max_episode_steps = check_integer("max_episode_steps", max_episode_steps, 2**63, low=1)
         self.num_envs = num_envs
+        self.final_obs = final_obs
+        self.max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         self.device = check_device(device)
         self.output = output
         self.render_mode = render_mode
@@ -207,9 +231,12 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         answering = ~starting & rules.is_answer(num_steps, self.config)
         num_starting, num_answering = np.count_nonzero(starting), np.count_nonzero(answering)
         num_looking = self.num_envs - num_starting - num_answering
-        if num_answering:
+        truncating = ~starting & (num_steps >= (self.max_episode_steps or self.config.num_glimpses + 1))
+        ending = answering | truncating
+        num_ending = np.count_nonzero(ending)
+        if num_ending:
             self._deferred.report()
-        self._num_steps, self._is_over = num_steps, answering.copy()
+        self._num_steps, self._is_over = num_steps, ending.copy()
 
         terminated = is_success = self._mask_tensor(answering)
         info: dict[str, Any] = {}
@@ -219,25 +246,27 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
             is_success = terminated & (label == answer)
             info = self._final_info(terminated, answer, is_success)
         reward = rules.reward(is_success)
-        if mode == AutoresetMode.SAME_STEP and num_answering:
-            info = {
-                # Not copied: no other observation was these tensors, and below each is replaced, not written to.
-                "final_obs": self._convert({"glimpse": self._glimpse, "location": self._location}),
-                "_final_obs": self._convert(terminated.clone()),
-                "final_info": info,
-                "_final_info": self._convert(terminated.clone()),
-            }
-            starting, num_starting = answering, num_answering
         if num_looking == self.num_envs:
             self._location = location
         elif num_looking:
             looking = self._mask_tensor(~(answering | starting))
             self._location = torch.where(looking[:, None], location, self._location)
+        if mode == AutoresetMode.SAME_STEP and num_ending:
+            if num_ending > num_answering:  # a truncated lane has looked
+                self._look()
+            info = {
+                # Not copied: no other observation was these tensors, and below each is replaced, not written to.
+                "final_obs": self._final_obs(ending),
+                "_final_obs": self._convert(self._mask_tensor(ending)),
+                "final_info": info,
+                "_final_info": self._convert(self._mask_tensor(ending)),
+            }
+            starting, num_starting = ending, num_ending
         if num_starting:
             self._begin(starting, None, None, None)
         elif num_looking:
             self._look()
-        truncated = torch.zeros_like(terminated)
+        truncated = self._mask_tensor(truncating)
         reward_out = reward if self.output == "torch" else reward.cpu().numpy().astype(np.float64)
         return self._observe(), reward_out, self._convert(terminated), self._convert(truncated), info
 
@@ -251,10 +280,33 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         frames = []
         for lane in range(self.num_envs):
             path = self._path[lane, : int(self._num_steps[lane]) + 1]
-            prediction = predictions[lane] if self._is_over[lane] else None
+            prediction = predictions[lane] if rules.is_answer(self._num_steps[lane], self.config) else None
             picture = canvases[lane], path, glimpses[lane], self.config
             frames.append(render_frame(*picture, prediction, labels[lane], self.class_names))
         return tuple(frames)
+
+    def call(self, name: str) -> tuple[Any, ...] | None:
+        """One value a lane of an attribute that `GlimpseEnv` has, or one frame a lane for "render".
+
+        As Gymnasium's SyncVectorEnv gives them, for libraries that ask so.
+
+        Raises:
+            AttributeError: there is no such attribute.
+            ValueError: it is another method; those of all lanes at once are this environment's own.
+        """
+        if name == "render":
+            return self.render()
+        value = getattr(self, LANE_ATTRIBUTES.get(name, name))
+        if callable(value) and not isinstance(value, gym.Space):
+            raise ValueError(f"name must be that of an attribute or 'render', got the method {name!r}")
+        if not isinstance(value, Tensor):
+            return (value,) * self.num_envs
+        values = value.cpu().numpy().copy()
+        return tuple(values.tolist() if values.ndim == 1 else values)
+
+    def get_attr(self, name: str) -> tuple[Any, ...] | None:
+        """The same as `call`."""
+        return self.call(name)
 
     # ------------------------------------------------------------------- what is hidden: for drawing and for references
 
@@ -268,6 +320,11 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
     def num_steps(self) -> np.ndarray:
         """How many steps each lane's episode has had, int64 (N,), on the host."""
         return self._num_steps.copy()
+
+    @property
+    def is_over(self) -> np.ndarray:
+        """Which lanes' episodes have ended and wait for the next one to begin, bool (N,), on the host."""
+        return self._is_over.copy()
 
     @property
     def labels(self) -> Tensor:
@@ -327,7 +384,7 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         """Takes every lane's glimpse at its location; a lane that did not move sees the same bits again."""
         self._glimpse = self._retina.look(self._location)
         if self.render_mode is not None:
-            lanes = np.flatnonzero(~self._is_over)
+            lanes = np.flatnonzero(self._num_steps < self.config.num_glimpses)  # the others have answered
             self._path[lanes, self._num_steps[lanes]] = self._location.cpu().numpy()[lanes]
 
     def _observe(self) -> dict[str, Any]:
@@ -335,6 +392,16 @@ class GlimpseVectorEnv(VectorEnv[dict[str, Any], dict[str, Any], Any]):
         is_kept = self.render_mode is not None or np.count_nonzero(rules.is_answer(self._num_steps + 1, self.config))
         glimpse = self._glimpse.clone() if is_kept else self._glimpse
         return self._convert({"glimpse": glimpse, "location": self._location.clone()})
+
+    def _final_obs(self, ending: np.ndarray) -> Any:
+        """The observation as it is, in the form that `final_obs` asks for."""
+        observation = self._convert({"glimpse": self._glimpse, "location": self._location})
+        if self.final_obs == "dict":
+            return observation
+        lanes = np.full(self.num_envs, None, object)
+        for lane in np.flatnonzero(ending):
+            lanes[lane] = {key: value[lane] for key, value in observation.items()}
+        return lanes
 
     def _final_info(self, terminated: Tensor, answer: Tensor, is_success: Tensor) -> dict[str, Any]:
         values = {

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from ram_gym.vector_env import GlimpseVectorEnv
+from ram_gym.vector_env import LANE_ATTRIBUTES, GlimpseVectorEnv
 from ram_gym.wrappers import VectorProgressObservation
 
 try:
@@ -24,9 +24,6 @@ except ImportError as error:
     ) from error
 
 Indices = int | Iterable[int] | None
-
-# What one lane has under another name than the vector environment.
-_LANE_ATTRIBUTES = {"canvas": "canvases", "label": "labels", "digit_location": "digit_locations"}
 
 
 class GlimpseVecEnv(VecEnv):
@@ -120,11 +117,12 @@ class GlimpseVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """A lane's own value where it has one (`canvas`, `label`, `digit_location`), else what the lanes share."""
         lanes = list(self._get_indices(indices))
-        if attr_name in _LANE_ATTRIBUTES:
-            values = getattr(self._inner, _LANE_ATTRIBUTES[attr_name]).cpu().numpy()
-            return [values[lane].item() if attr_name == "label" else values[lane].copy() for lane in lanes]
         if attr_name in ("observation_space", "action_space"):
             return [getattr(self, attr_name)] * len(lanes)
+        if attr_name in LANE_ATTRIBUTES:
+            values = self._inner.call(attr_name)
+            assert values is not None
+            return [values[lane] for lane in lanes]
         return [_find(self.envs, attr_name)] * len(lanes)
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
