@@ -1,8 +1,13 @@
-"""Other action forms, for algorithms that do not take a Dict action, and a clock in the observation.
+"""Other forms of actions, observations and rewards.
 
 Of each action form there is one class for the single and one for the vector environment: a decoding of its own actions
-into (location, label), the same function for both. Observations stay as they are; `ProgressObservation` tells policies
-without a memory how far the episode is, and `gymnasium.wrappers.FlattenObservation` makes them flat.
+into (location, label), the same function for both. `ProgressObservation` tells policies without a memory how far the
+episode is. `gymnasium.wrappers.FlattenObservation` and `VectorFlattenObservation` make observations flat, as the
+former lays them out: the glimpse's K * C * P * P values (patch by patch, row by row), then x and y, then `progress` if
+there is one. `EveryAnswerReward` pays for right labels before the last step too.
+
+Vector wrappers pass attributes that they lack on to their environment: `config`, `autoreset_mode`, `call`, ...
+Longer than other files here: each form has its single and its vector class side by side.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ram_gym.arguments import numbers
+from ram_gym.arguments import as_integer, numbers
 from ram_gym.coordinates import Array
 
 GRID_SIZE = 7
@@ -103,7 +108,33 @@ class _SingleWrapper(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruct
         return {"location": decoded["location"][0], "label": int(decoded["label"][0])}
 
 
-class _VectorWrapper(VectorActionWrapper):
+class _Forwarding(VectorWrapper):
+    """A vector wrapper with its environment's public attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.env, name)
+
+
+def _map_final_obs(info: dict[str, Any], change: Callable[[dict[str, Any], slice], Any]) -> dict[str, Any]:
+    """The info with changed final observations: `change` gets a batch of some lanes' and which lanes these are."""
+    if "final_obs" not in info:
+        return info
+    final = info["final_obs"]
+    if isinstance(final, np.ndarray) and final.dtype == object:
+        final = final.copy()
+        for lane, observation in enumerate(final):
+            if observation is not None:
+                changed = change({key: v[None] for key, v in observation.items()}, slice(lane, lane + 1))
+                is_dict = isinstance(changed, dict)
+                final[lane] = {key: v[0] for key, v in changed.items()} if is_dict else changed[0]
+    else:
+        final = change(final, slice(None))
+    return {**info, "final_obs": final}
+
+
+class _VectorWrapper(_Forwarding, VectorActionWrapper):
     def __init__(self, env: VectorEnv[Any, Any, Any], coding: Callable[..., _Coding], **arguments: Any) -> None:
         super().__init__(env)
         self.coding = coding(_num_classes(env.single_action_space), **arguments)
@@ -259,10 +290,10 @@ class ProgressObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConst
         return {**observation, "progress": _progress(self._num_steps, self.get_wrapper_attr("config").num_glimpses)}
 
 
-class VectorProgressObservation(VectorWrapper):
+class VectorProgressObservation(_Forwarding):
     """`ProgressObservation` for the vector environment: `progress` float32 (N, 1), arrays or tensors.
 
-    It is in `final_obs` too, where it is 1.
+    It is in `final_obs` too, where it is 1 unless the episode was truncated.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -277,23 +308,129 @@ class VectorProgressObservation(VectorWrapper):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begins episodes; see the environment."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._observe(observation), info
+        return self.observations(observation), info
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Plays a step in every lane; see the environment."""
+        steps_at_end = self.env.unwrapped.num_steps + 1  # type: ignore[attr-defined]
         observation, reward, terminated, truncated, info = self.env.step(actions)
-        observation = self._observe(observation)
-        if "final_obs" in info:
-            ones = array_namespace(observation["progress"]).ones_like(observation["progress"])
-            info = {**info, "final_obs": {**info["final_obs"], "progress": ones}}
-        return observation, reward, terminated, truncated, info
+        info = _map_final_obs(info, lambda final, lanes: self._with_progress(final, steps_at_end[lanes]))
+        return self.observations(observation), reward, terminated, truncated, info
 
-    def _observe(self, observation: dict[str, Any]) -> dict[str, Any]:
-        env: Any = self.env.unwrapped
-        like, progress = observation["location"], _progress(env.num_steps[:, None], env.config.num_glimpses)
+    def observations(self, observations: dict[str, Any]) -> dict[str, Any]:
+        """The environment's observations of now, with `progress`."""
+        return self._with_progress(observations, self.env.unwrapped.num_steps)  # type: ignore[attr-defined]
+
+    def _with_progress(self, observation: dict[str, Any], num_steps: np.ndarray) -> dict[str, Any]:
+        num_glimpses = self.env.unwrapped.config.num_glimpses  # type: ignore[attr-defined]
+        like, progress = observation["location"], _progress(num_steps[:, None], num_glimpses)
         return {**observation, "progress": array_namespace(like).asarray(progress, device=device(like))}
 
 
 def _progress(num_steps: np.ndarray, num_glimpses: int) -> np.ndarray:
     """Glimpses taken as a share of all, float32 of the shape of `num_steps`: how many steps each episode has had."""
     return np.minimum((num_steps + 1) / num_glimpses, 1.0).astype(np.float32)
+
+
+class VectorFlattenObservation(_Forwarding):
+    """Observations as one vector a lane: `gymnasium.wrappers.FlattenObservation` for the vector environment.
+
+    Observation: float32 (N, D), arrays or tensors: the glimpse's K * C * P * P values (patch by patch, row by row),
+    then x and y, then `progress` if there is one. `final_obs` is flat too. All autoreset modes.
+
+    Args:
+        env: a GlimpseVectorEnv, in any wrappers that keep a Dict observation.
+
+    Raises:
+        ValueError: the environment has no Dict observation.
+
+    Example:
+        >>> from ram_gym import GlimpseVectorEnv
+        >>> envs = VectorFlattenObservation(GlimpseVectorEnv(3, dataset="digits"))
+        >>> envs.reset(seed=0)[0].shape
+        (3, 66)
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        space = env.single_observation_space
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(f"env must have a Dict observation, got {space}")
+        self._keys = list(space.spaces)
+        self.single_observation_space = spaces.flatten_space(space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def reset(
+        self, *, seed: int | Any | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins episodes; see the environment."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.observations(observation), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Plays a step in every lane; see the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        info = _map_final_obs(info, lambda final, _: self.observations(final))
+        return self.observations(observation), reward, terminated, truncated, info
+
+    def observations(self, observations: dict[str, Any]) -> Any:
+        """The environment's observations as one vector a lane."""
+        values = [observations[key] for key in self._keys]
+        return array_namespace(values[0]).concat([value.reshape(len(value), -1) for value in values], axis=1)
+
+
+def _check_weight(weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight):
+        raise ValueError(f"weight must be a finite number, got {weight!r}")
+    return float(weight)
+
+
+class EveryAnswerReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Reward shaping: `weight` more for each step before the last whose label is right. The last step pays as before.
+
+    An agent that learns from rewards alone so gets T answers an episode in place of one.
+
+    Args:
+        env: an environment with GlimpseEnv's action space: put other action forms around this wrapper.
+        weight: what an earlier right label earns.
+
+    Raises:
+        ValueError: the environment has another action space, or the weight is no finite number.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], weight: float) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, weight=weight)
+        gym.Wrapper.__init__(self, env)
+        _num_classes(env.action_space)
+        self.weight = _check_weight(weight)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Plays a step; see the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if not terminated and as_integer(action["label"]) == self.get_wrapper_attr("label"):
+            reward = float(reward) + self.weight
+        return observation, reward, terminated, truncated, info
+
+
+class VectorEveryAnswerReward(_Forwarding):
+    """`EveryAnswerReward` for the vector environment, arrays or tensors, all autoreset modes."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], weight: float) -> None:
+        super().__init__(env)
+        _num_classes(env.single_action_space)
+        self.weight = _check_weight(weight)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Plays a step in every lane; see the environment."""
+        import torch
+
+        inner: Any = self.env.unwrapped
+        answers, starting = inner.labels, inner.is_over  # lanes that begin anew ignore their action
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        label = torch.as_tensor(actions["label"], device=answers.device).reshape(-1)
+        is_right = (label == answers) & ~torch.as_tensor(terminated, device=answers.device)
+        if starting.any():
+            is_right &= ~torch.as_tensor(starting, device=answers.device)
+        bonus = self.weight * is_right
+        reward = reward + (bonus if is_torch_array(reward) else bonus.cpu().numpy())
+        return observation, reward, terminated, truncated, info

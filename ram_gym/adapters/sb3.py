@@ -39,7 +39,8 @@ class GlimpseVecEnv(VecEnv):
 
     Args:
         envs: a GlimpseVectorEnv, with output "numpy" and autoreset mode SAME_STEP, inside VectorMultiDiscreteAction,
-            VectorDiscreteAction or VectorBoxAction, since Stable-Baselines3 takes no Dict action.
+            VectorDiscreteAction or VectorBoxAction, since Stable-Baselines3 takes no Dict action; observations may be
+            flat (VectorFlattenObservation).
         add_progress: add `progress` to the observation, see `ram_gym.wrappers.ProgressObservation`.
         monitor: put `episode` into infos, so that no VecMonitor is needed; False if one shall do it.
 
@@ -183,7 +184,7 @@ class GlimpseVecEnv(VecEnv):
             entry = infos[lane]
             entry.update((key, value[number]) for key, value in values.items())
             entry["TimeLimit.truncated"] = False
-            entry["terminal_observation"] = {key: value[lane] for key, value in info["final_obs"].items()}
+            entry["terminal_observation"] = _lane(info["final_obs"], lane)
             if self._monitors:
                 total, length = round(float(self._returns[lane]), 6), int(self._lengths[lane])
                 entry["episode"] = {"r": total, "l": length, "t": seconds}
@@ -203,7 +204,14 @@ class GlimpseVecEnv(VecEnv):
         seeds: Any = None if seed is None else [seed] * self.num_envs
         observation, _ = self.envs.reset(seed=seeds, options={**(options or {}), "reset_mask": mask})
         self._returns[mask], self._lengths[mask] = 0.0, 0
-        return [({key: value[lane] for key, value in observation.items()}, {}) for lane in lanes]
+        return [(_lane(observation, lane), {}) for lane in lanes]
+
+
+def _lane(observation: Any, lane: int) -> Any:
+    """One lane's observation, of a batch in a Dict, of a flat one, or of final observations as objects."""
+    if isinstance(observation, dict):
+        return {key: value[lane] for key, value in observation.items()}
+    return observation[lane]
 
 
 def _find(env: Any, name: str) -> Any:
