@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ram_gym.config import EVALUATION_SCENE_SEED, GlimpseConfig
-from ram_gym.registration import register_tasks
+from ram_gym.registration import register_task, register_tasks
 from ram_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ __all__ = [
     "get_task",
     "has_dataset",
     "load_dataset",
+    "register_task",
     "render_frame",
     "save_gif",
     "take_glimpses",
