@@ -1,12 +1,12 @@
-"""Reference agents for ram_gym: `python -m agents --help` in a checkout, `ram-gym --help` where pip installed them."""
+"""Reference agents for ram_gym: `python -m agents --help` in a checkout, `ram-gym --help` after pip install."""
 
 import os
 
 PACKAGE = __name__
-"""Name of this package: agents in a checkout, ram_gym.agents where pip installed it."""
+"""Name of this package: agents in a checkout, ram_gym.agents after pip install."""
 PROGRAM = "python -m agents" if __name__ == "agents" else "ram-gym"
-"""How a user calls the command line, for what it prints."""
+"""The command that users type, for messages."""
 
-# OpenMP threads that wait for each other sleep. By default they spin: one other busy process then makes training on all
-# cores several times slower, and nothing is gained on an idle machine. Read when PyTorch is loaded, so it stands here.
+# Waiting OpenMP threads sleep instead of spinning. Spinning makes training several times slower beside another busy
+# process, and no faster on an idle machine. OpenMP reads this when PyTorch is imported, so it is set first.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -6,7 +6,7 @@ import sys
 
 from .extras import how_to_install
 
-# Imports take seconds, and packages that Ctrl-C interrupts there show a traceback, or go on.
+# Imports take seconds. Ctrl-C during them ends the process at once, without a traceback.
 _handler = signal.getsignal(signal.SIGINT)
 if _handler is signal.default_int_handler:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))

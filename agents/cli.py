@@ -37,55 +37,54 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 _DESCRIPTION = """Train {title}.
 
-The defaults below are the preset of --task, or what the run named by --like was trained with. The run is written to a
-folder: config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves; `--resume RUN`
-(alone, or with --data-root) continues a stopped run; it resumes bit-exactly. With --epochs it goes on longer, if its
-schedules are constant; `--like RUN --init RUN` trains on from its best weights.
+The defaults below are the preset of --task, or the options of the run named by --like. The run is written to a folder:
+config, metrics (JSON lines and TensorBoard), last and best checkpoint, results. Ctrl-C saves a checkpoint. `--resume
+RUN` resumes a stopped run bit-exactly; it can be combined with --data-root, and with --epochs to train longer if the
+schedules are constant. `--like RUN --init RUN` begins a new run with the best weights of another.
 
-With --seeds 0-2 --out DIR it trains DIR/seed-0, seed-1 and seed-2, with --jobs 2 two at a time."""
+--seeds 0-2 --out DIR trains DIR/seed-0, DIR/seed-1 and DIR/seed-2, with --jobs 2 two at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(Generic[Config]):
-    """The options that begin a run."""
+    """Options that begin a run."""
 
     config: Config
     out: Path | None = None
     """Folder to write the run to; default: runs/AGENT-TASK-SEED."""
     like: Path | None = None
-    """Run folder, or pretrained:NAME, whose options are the defaults instead of the task's preset."""
+    """Run folder or pretrained:NAME whose options are the defaults, instead of the task's preset."""
     init: Path | None = None
-    """Run folder, or pretrained:NAME, whose best weights training begins with instead of random ones."""
+    """Run folder or pretrained:NAME whose best weights are the initial ones, instead of random weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run that was stopped, with the configuration it was begun with. It resumes bit-exactly."""
+    """Resume a stopped run, with the training config that it began with. It resumes bit-exactly."""
 
     resume: Path
     """Folder of the run."""
     data_root: str | None = None
-    """Folder with the datasets, if it is not where the run was begun."""
+    """Folder with the datasets; default: the one that the run was begun with."""
     epochs: int | None = None
-    """Last epoch, to go on longer than the run was begun for. Only a run whose learning rate and everything else are
-    constant can."""
+    """Number of epochs of the whole run, to train longer than planned. Only for a run with constant schedules."""
 
 
 class Training(NamedTuple):
-    """A run that is to begin or to go on."""
+    """What `train` has to do: begin or resume a run."""
 
     config: TrainConfig
     folder: RunFolder
     is_resumed: bool
     init: RunFolder | None
-    """The run whose weights it begins with."""
+    """The run whose best weights are the initial ones."""
 
 
 def train(name: str, arguments: list[str]) -> None:
     """`python -m agents train NAME ARGUMENTS`.
 
     Raises:
-        ValueError: there is no agent of that name, or several processes were started for one that trains in one.
+        ValueError: there is no agent of that name, or torchrun started several processes and the agent trains in one.
         RunError: see `parse_training`, and `agents.training.loop.run_training`.
         SystemExit: 2 for wrong arguments, 130 where training was interrupted.
     """
@@ -96,7 +95,7 @@ def train(name: str, arguments: list[str]) -> None:
         raise ValueError(f"train {name} runs in one process: start it without torchrun")
     config, folder, is_resumed, init = parse_training(name, arguments)
     described = describe_environment(config.task, config.env_config)
-    title = f"{'Going on with' if is_resumed else 'Training'} {name} on {described}: {folder.path}"
+    title = f"{'Resuming' if is_resumed else 'Training'} {name} on {described}: {folder.path}"
     with join_ranks(config.device) as ranks, ExitStack() as stack:
         show = stack.enter_context(show_progress(title)) if ranks.rank == 0 else None
 
@@ -109,27 +108,27 @@ def train(name: str, arguments: list[str]) -> None:
         error = f"validation error {result.validation_error_percent:.2f}% at epoch {result.best_epoch}"
         say(f"Done: {error}. Next: {PROGRAM} evaluate {folder.path}")
     elif ranks.rank == 0:
-        say(f"Interrupted and saved. To go on: {PROGRAM} train {name} --resume {folder.path}")
+        say(f"Interrupted and saved. To resume: {PROGRAM} train {name} --resume {folder.path}")
     if not result.is_complete:
         raise SystemExit(130)
 
 
 def parse_training(name: str, arguments: list[str]) -> Training:
-    """What the arguments of `train NAME` ask for.
+    """Parses the arguments of `train NAME`.
 
-    With --like and --task the environment is the task's and all else the run's.
+    With both --like and --task, the environment config is the task's and all other defaults are the run's.
 
     Raises:
         SystemExit: 2 for wrong arguments, 0 after --help.
-        RunError: --resume or --like names no run of this agent.
-        ValueError: both are given.
+        RunError: --resume or --like does not name a run of this agent.
+        ValueError: both --resume and --like are given.
     """
     agent, prog = get_agent(name), f"{PROGRAM} train {name}"
     command = [*_launcher(), "-m", PACKAGE, "train", name, *arguments]
-    given = {argument.partition("=")[0] for argument in arguments}
-    if {"--resume", "--like"} <= given:
-        raise ValueError("--resume goes on with a run and --like begins another: give one of them")
-    if "--resume" in given:
+    given_options = {argument.partition("=")[0] for argument in arguments}
+    if {"--resume", "--like"} <= given_options:
+        raise ValueError("--resume resumes a run and --like begins a new one: give one of them")
+    if "--resume" in given_options:
         resume = tyro.cli(ResumeOptions, args=arguments, prog=prog)
         folder = RunFolder(resume.resume, command)
         config = folder.read_as(agent.CONFIG, name)
@@ -138,7 +137,7 @@ def parse_training(name: str, arguments: list[str]) -> Training:
             config = _lengthen(config, resume.epochs, f"{prog} --like {folder.path} --init {folder.path}")
         return Training(config, folder, True, None)
 
-    # --like, or else --task, decides what the other options default to, wherever it stands.
+    # --like, or else --task, sets the defaults of the other options, so it is parsed first.
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     finder.add_argument("--task", default=agent.CONFIG.task)
     finder.add_argument("--like")
@@ -147,11 +146,11 @@ def parse_training(name: str, arguments: list[str]) -> Training:
         defaults = agent.preset(first.task, name)
         nearest = nearest_task(first.task, agent.PRESETS[name])
         if nearest != first.task and os.environ.get("RANK", "0") == "0":
-            say(f"{first.task} has no preset for {name}: it gets that of {nearest}")
+            say(f"{first.task} has no preset for {name}: using that of {nearest}")
     else:
         defaults = find_run(first.like).read_as(agent.CONFIG, name)
-        env_config = get_task(first.task).config if "--task" in given else defaults.env_config
-        # The data folder was another machine's.
+        env_config = get_task(first.task).config if "--task" in given_options else defaults.env_config
+        # The run may come from another machine, where the data folder is another one.
         defaults = dataclasses.replace(defaults, env_config=env_config.replace(data_root=None))
     options = tyro.cli(
         TrainOptions[agent.CONFIG],  # type: ignore[name-defined]
@@ -167,28 +166,28 @@ def parse_training(name: str, arguments: list[str]) -> Training:
 
 
 def _lengthen(config: TrainConfig, epochs: int, instead: str) -> TrainConfig:
-    """The configuration with another number of epochs.
+    """The training config with another number of epochs.
 
     Raises:
-        ValueError: what a run does in an epoch depends on how many there are; `instead` is what to do then.
+        ValueError: a schedule depends on the total number of epochs; the message recommends `instead`.
     """
     planned = config.planned_fields()
     if not planned:
         return dataclasses.replace(config, epochs=epochs)  # type: ignore[call-arg]
     if epochs != config.epochs:
         fields = f"{', '.join(planned)} {'was' if len(planned) == 1 else 'were'} planned for {config.epochs} epochs"
-        raise ValueError(f"--epochs: the run cannot go on longer, since its {fields}. To train on: {instead}")
+        raise ValueError(f"--epochs: the run cannot train longer, since its {fields}. Begin a new run: {instead}")
     return config
 
 
 def _launcher() -> list[str]:
-    """How this process was started, without the ports of a meeting of several machines."""
+    """The command that started this process: python, or torchrun without the addresses of other machines."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1") if "RANK" in os.environ else "1"
     return ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
 
 
 def publish_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], name: str) -> None:
-    """Copy a run's configuration, best weights and results to pretrained/, for use as pretrained:NAME.
+    """Copy a run's training config, best weights and results to pretrained/, for use as pretrained:NAME.
 
     Args:
         run: The run's folder.
@@ -222,10 +221,10 @@ def main(arguments: list[str]) -> None:
     """
     with command_ending():
         match arguments:
-            case ["train", name, *others] if name in AGENTS or name in RENAMED:
-                train(name, others)
-            case ["train", *others]:
-                _choose(_list_agents(), f"{PROGRAM} train", "Train an agent.", others)
+            case ["train", name, *options] if name in AGENTS or name in RENAMED:
+                train(name, options)
+            case ["train", *options]:
+                _choose(_list_agents(), f"{PROGRAM} train", "Train an agent.", options)
             case _:
                 _choose(COMMANDS, PROGRAM, __doc__ or "", arguments)
 

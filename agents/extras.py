@@ -1,13 +1,13 @@
-"""What to install where a package is missing. Imports nothing, so that it works where everything is missing."""
+"""Tells the user how to install a missing package. It imports no package, so it works if all are missing."""
 
 from __future__ import annotations
 
 _EXTRAS = {"stable_baselines3": "agents,sb3", "sb3_contrib": "agents,sb3"}
-"""Packages that the extra `agents` does not install, and the extras that do."""
+"""Packages that need more than the extra `agents`, with the extras that install them."""
 
 
 def how_to_install(error: BaseException) -> str:
-    """The end of a message on a package that is not installed; empty for any other error."""
+    """The end of an error message: how to install the missing package; empty for any other error."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in ("", "agents", "ram_gym"):
         return ""

@@ -1,4 +1,4 @@
-"""Glimpse networks and cores: what sees and what remembers in the networks of all native agents.
+"""Glimpse networks and cores: the encoders and the recurrent networks of the native agents.
 
 A **glimpse network** is a `torch.nn.Module` with
 
@@ -35,7 +35,7 @@ State = tuple[Tensor, ...]
 
 
 class GlimpseShape(NamedTuple):
-    """What a glimpse network sees."""
+    """Shape of the glimpses that a glimpse network takes."""
 
     num_scales: int
     num_channels: int
@@ -59,7 +59,7 @@ class MlpGlimpseNetwork(nn.Module):
     Source: Mnih et al. 2014, section 4 ("Glimpse network").
 
     Args:
-        shape: what it sees.
+        shape: shape of the glimpses.
         hidden_size: units of h_g, and of h_l.
         output_size: F.
     """
@@ -84,7 +84,7 @@ class ConvGlimpseNetwork(nn.Module):
     Meant for patches of 8 to 16 pixels; others work.
 
     Args:
-        shape: what it sees.
+        shape: shape of the glimpses.
         hidden_size: units of h_l.
         output_size: F.
     """

@@ -1,6 +1,6 @@
-"""The agents: one table of names, what each agent's folder offers, and loading any agent's run.
+"""The table of agents, the interface of an agent, and loading a run of any agent.
 
-To add an agent: make its folder with the rooms that `ROOMS` names, and add a line to `AGENTS`.
+To add an agent: create its folder with the files that `FILES` names, and add a line to `AGENTS`.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ AGENTS = {
 }
 
 RENAMED = {"ppo": "sb3-ppo", "ppo-lstm": "sb3-ppo-lstm"}
-"""What agents are called that had another name in older versions."""
+"""Names of agents in older versions, with their current names."""
 
 
 class Agent(Protocol):
-    """What an agent's folder offers; `ROOMS` says in which file.
+    """The interface of an agent. `FILES` names the file in its folder that defines each part.
 
-    An agent may take more: modules of the user's own, for instance, with defaults and by name.
+    `train` and `load` may take further keyword arguments with defaults, such as the user's own modules.
     """
 
     CONFIG: type[TrainConfig]
-    """Class of its configurations."""
+    """Class of its training configs."""
     PRESETS: Mapping[str, Mapping[str, Any]]
-    """What a task changes in it, by agent and task."""
+    """Presets: agent -> task -> fields of the training config and their values."""
 
     def preset(self, task: str, agent: str) -> TrainConfig:
-        """The configuration that `python -m agents train AGENT --task TASK` starts from.
+        """The training config with the defaults of `python -m agents train AGENT --task TASK`.
 
-        A task without a preset has that of the nearest one, see `agents.training.config.nearest_task`.
+        A task without a preset takes that of the nearest task, see `agents.training.config.nearest_task`.
 
         Raises:
             ValueError: there is no task of that name.
@@ -80,20 +80,20 @@ class Agent(Protocol):
         """Trains; arguments and errors are those of `agents.training.loop.run_training`."""
 
     def load(self, folder: RunFolder, config: Any) -> TrainedRun:
-        """The best network of a run with this configuration, without its data; errors are those of `load_run`."""
+        """The best network of a run with this training config. Needs no data. Errors are those of `load_run`."""
 
 
-ROOMS = {"CONFIG": "config", "PRESETS": "config", "preset": "config", "train": "training", "load": "policy"}
-"""The file of an agent's folder that each part of `Agent` is in. It is imported when the part is asked for."""
+FILES = {"CONFIG": "config", "PRESETS": "config", "preset": "config", "train": "training", "load": "policy"}
+"""The file in an agent's folder that defines each part of `Agent`. It is imported at the first use of the part."""
 
 
 class _Folder:
-    # An agent's folder as an `Agent`. A room is imported when it is needed, since Stable-Baselines3 takes seconds.
+    # An agent's folder as an `Agent`. It imports a file at its first use, since Stable-Baselines3 takes seconds.
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(f".{self._folder}.{ROOMS[name]}", __package__), name)
+        return getattr(import_module(f".{self._folder}.{FILES[name]}", __package__), name)
 
 
 def get_agent(name: str) -> Agent:
@@ -113,53 +113,59 @@ class MakePolicy(Protocol):
     """Makes a run's policy for an environment."""
 
     def __call__(self, env: GlimpseVectorEnv, locator: str | None = None, name: str = ...) -> Policy:
-        """The policy; a scripted locator looks instead of the run's own, and reports call it by the name."""
+        """The policy.
+
+        Args:
+            env: the environment to play.
+            locator: name of a scripted locator that chooses the locations instead of the run's own; None: its own.
+            name: name in reports.
+        """
 
 
 class TrainedRun(NamedTuple):
-    """What a run folder holds, ready to play."""
+    """A run's best network, ready to play."""
 
     path: Path
     config: Any
     """The `TrainConfig` of its agent."""
     data: Data
-    """What it learned from."""
+    """Description of the environment and data that it learned from."""
     epoch: int
-    """The epoch that its best network is of."""
+    """Epoch of the best network."""
     model: nn.Module
     """The best network, in evaluation mode."""
     make_policy: MakePolicy
     looks: bool = True
-    """Whether it answers from glimpses; one that sees the whole canvas can lend its network to no locator."""
+    """Whether it takes glimpses; False: it sees the whole canvas, and no locator can be used with it."""
 
     def is_other_data(self, env_config: GlimpseConfig, allowed: bool) -> bool:
-        """Whether an environment is another one than it learned from, or its split shows other images.
+        """Whether an environment or the images of its split differ from those that the run learned from.
 
         Raises:
-            ValueError: it is, and that is not allowed; or it has another number of classes or channels.
+            ValueError: they differ and `allowed` is False; or the numbers of classes or channels differ.
         """
         instead = None if allowed else "--other-data plays it all the same"
         return is_other_data(self.data, env_config, (env_config.split,), self.path, instead)
 
 
 def preset(agent: str, task: str) -> TrainConfig:
-    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `Agent.preset`."""
+    """The training config with the defaults of `python -m agents train AGENT --task TASK`; see `Agent.preset`."""
     return get_agent(agent).preset(task, agent)
 
 
 def read_config(run: RunFolder | str | os.PathLike[str]) -> TrainConfig:
-    """The configuration of a run, without its weights.
+    """The training config of a run.
 
     Args:
         run: the run, its folder's path, or pretrained:NAME.
 
     Raises:
-        RunError: there is no such run, it is of no agent of this version, or its config.json is damaged.
+        RunError: there is no such run, this version does not have its agent, or its config.json is damaged.
     """
     folder = run if isinstance(run, RunFolder) else find_run(run)
     agent = folder.read_agent()
     if agent not in AGENTS:
-        hint = f": {MIGRATE} {folder.path} brings an older run up to date" if agent in RENAMED else ""
+        hint = f": {MIGRATE} {folder.path} converts a run of an older version" if agent in RENAMED else ""
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version{hint}")
     config = folder.read_as(get_agent(agent).CONFIG, agent)
     if config.agent != agent:
@@ -170,21 +176,19 @@ def read_config(run: RunFolder | str | os.PathLike[str]) -> TrainConfig:
 def load_run(
     run: RunFolder | str | os.PathLike[str], device: str | None = None, data_root: str | None = None, **own: Any
 ) -> TrainedRun:
-    """The best network of a run, and the run's configuration with another device and data folder where given.
-
-    Needs no data.
+    """The best network of a run with its training config. Needs no data.
 
     Args:
         run: the run, its folder's path, or pretrained:NAME.
         device: PyTorch device; None takes the run's.
-        data_root: folder with the datasets; None takes the run's, if they are there.
-        own: the modules that the run was trained with where its configuration says "custom", under the names that the
-            agent's `train` has for them.
+        data_root: folder with the datasets; None takes the run's if it has the dataset, else the default folder.
+        own: the user's own modules, for a run whose training config says "custom", under their names in the agent's
+            `train`.
 
     Raises:
         RunError: there is no such run, no best checkpoint yet, or it is damaged.
-        ImportError: it is a Stable-Baselines3 run, and that is not installed.
-        ValueError: a module of the run's own is not given.
+        ImportError: it is a Stable-Baselines3 run, and Stable-Baselines3 is not installed.
+        ValueError: one of the user's own modules is missing.
     """
     folder = run if isinstance(run, RunFolder) else find_run(run)
     config = read_config(folder)

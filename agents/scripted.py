@@ -1,4 +1,4 @@
-"""Scripted policies: they look without learning, as controls and references for learned ones.
+"""Scripted locators and policies: controls and references for learned ones.
 
 A locator chooses the next locations; a policy also answers. A scripted policy guesses the label. To measure what a
 network can learn from scripted locations, train one: `python -m agents train ram --locator random`.
@@ -24,7 +24,7 @@ SCRIPTED_LOCATORS = ("random", "centre", "scan", "oracle")
 
 
 def scan_path(num_locations: int) -> Tensor:
-    """Locations that cover the canvas evenly, in a sunflower spiral outwards: float32 (num_locations, 2)."""
+    """Locations on an outward sunflower spiral that covers the canvas evenly: float32 (num_locations, 2)."""
     number = torch.arange(num_locations, dtype=torch.float32)
     radius = 0.8 * ((number + 0.5) / max(num_locations, 1)).sqrt()
     angle = number * math.pi * (3 - math.sqrt(5))
@@ -34,14 +34,14 @@ def scan_path(num_locations: int) -> Tensor:
 def make_locator(
     name: str, env: GlimpseVectorEnv, generator: torch.Generator | None = None, ranks: Ranks = ALONE
 ) -> ScriptedLocator:
-    """The scripted locator of a name.
+    """The scripted locator with this name.
 
     Args:
         name: "random": uniform on the canvas; "centre": always (0, 0); "scan": the same covering path in every episode;
-            "oracle": the digit's hidden centre, a reference and not a bound: glimpses around it can show more.
-        env: the environment to look in; the oracle reads its hidden state.
+            "oracle": the digit's centre, read from the hidden state; a reference, not an upper bound.
+        env: the environment to play; the oracle reads its hidden state.
         generator: random numbers for "random", on the environment's device.
-        ranks: the processes that share a batch; the environment has the lanes of this one.
+        ranks: the processes that share a batch; the environment has this rank's lanes.
 
     Raises:
         ValueError: no locator has that name.
@@ -72,7 +72,7 @@ def make_locator(
 
 
 class ScriptedPolicy:
-    """Looks at scripted locations and guesses the label, so its accuracy is that of chance.
+    """Looks at scripted locations and guesses the label; its accuracy is that of chance.
 
     Args:
         locator: one of `SCRIPTED_LOCATORS`.

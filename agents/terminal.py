@@ -1,4 +1,4 @@
-"""What commands show, and how they end: lines, tables, errors in one line, a closed pipe."""
+"""Terminal output of commands: lines and tables, errors in one line, and exit statuses."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ram_gym.files import printable
 from .extras import how_to_install
 
 CLOSED_PIPE = 141
-"""Exit status of a command whose output nobody reads any more: what a shell reports of one that SIGPIPE ended."""
+"""Exit status if the reader of the output has closed the pipe: the one that a shell reports after SIGPIPE."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError that is being handled: rich would exit by itself, with status 1
+        raise  # the current BrokenPipeError; rich would exit with status 1
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """The console to show things on; strings go into it as `Text`, so that no name is taken for markup."""
+    """A rich console. Print strings as `Text`, so that rich does not read names as markup."""
     return _Console(stderr=stderr)
 
 
 def say(text: str, style: str = "") -> None:
-    """One line on standard error."""
+    """Prints a line on standard error."""
     make_console(stderr=True).print(Text(printable(text), style), soft_wrap=True, highlight=False)
 
 
 def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
-    """A table on standard output: title, rows of as many cells as headings, and a note below.
+    """Prints a table on standard output: a title, rows with a cell for each heading, and a note below.
 
-    The first column is text, the others numbers. Title and note are as wide as the terminal, not as the table.
+    The first column is text, the others are numbers. Title and note may be wider than the table.
     """
     table = Table()
     for number, heading in enumerate(headings):
@@ -59,14 +59,14 @@ def _text(cell: str) -> Text:
 
 @contextmanager
 def command_ending() -> Iterator[None]:
-    """Makes what a command raises the end of the process, in one line.
+    """Ends the process with one line and an exit status if the command inside raises an error.
 
     Raises:
-        SystemExit: 2 for an error, 130 for an interrupt, `CLOSED_PIPE` where nobody reads the output any more.
+        SystemExit: 2 for an error, 130 for an interrupt, `CLOSED_PIPE` if the reader of the output has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write is no error
+            stream.reconfigure(errors="backslashreplace")  # escape characters that the terminal cannot write
     try:
         try:
             yield
@@ -75,7 +75,7 @@ def command_ending() -> Iterator[None]:
         except (ValueError, OSError, ImportError) as error:
             if isinstance(error, BrokenPipeError) and error.filename is None:
                 raise
-            notes = getattr(error, "__notes__", [])  # they say whose policy it was
+            notes = getattr(error, "__notes__", [])  # they name the policy that raised the error
             say(f"error: {'; '.join([str(error), *notes])}{how_to_install(error)}", "red")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def command_ending() -> Iterator[None]:
 
 
 def _discard_unwritten(stream: TextIO | None) -> None:
-    """Lets what a stream cannot write go nowhere, of which Python would complain when it ends."""
+    """Discards output that a stream can no longer write; else Python prints an error at exit."""
     if stream is None:  # it was closed before the command began
         return
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.registry import AGENTS, ROOMS, Agent, get_agent, load_run, preset, read_config
+from agents.registry import AGENTS, FILES, Agent, get_agent, load_run, preset, read_config
 from ram_gym import TASKS
 
 
@@ -23,7 +23,7 @@ def parameters(function: Any) -> list[tuple[str, Any, bool]]:
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_agent_offers_what_the_protocol_asks_for(name: str) -> None:
     agent = get_agent(name)
-    assert set(ROOMS) == {*Agent.__annotations__, "preset", "train", "load"}
+    assert set(FILES) == {*Agent.__annotations__, "preset", "train", "load"}
     for method in ("train", "load"):
         wanted, offered = parameters(getattr(Agent, method)), parameters(getattr(agent, method))
         assert offered[: len(wanted)] == wanted, method

@@ -194,7 +194,7 @@ SEED = torch.zeros(3, dtype=torch.uint8)
             "optimizer state 2: exp_avg must be finite",
         ),
         (set_nan, "weights: classifier.bias must be finite"),
-        (lambda tensors, _: tensors.pop("sums"), "others must be generator, sums, got generator"),
+        (lambda tensors, _: tensors.pop("sums"), "other tensors must be generator, sums, got generator"),
         (
             lambda tensors, _: tensors.update(generator=SEED),
             "generator must be torch.uint8",
@@ -236,7 +236,7 @@ def test_odd_headers_are_one_line(run: RunFolder) -> None:
             save_file(tensors, run.path / BEST, odd)
             assert refusal(lambda: load_run(run)).startswith(f"{run.path}/{BEST}")
     save_file(tensors, run.path / BEST, {**metadata, "sha256": metadata["sha256"][::-1]})
-    assert refusal(lambda: load_run(run)) == f"{run.path}/{BEST} is damaged: its SHA-256 is not that of what it holds"
+    assert refusal(lambda: load_run(run)) == f"{run.path}/{BEST} is damaged: its SHA-256 is not that of its content"
     (run.path / BEST).write_bytes(b"")
     assert "is damaged and cannot be read" in refusal(lambda: load_run(run))
 
@@ -258,5 +258,5 @@ def test_a_published_weight_that_changed_is_refused(path: Path, tmp_path: Path) 
     data = bytearray((copy.path / BEST).read_bytes())
     data[-2] ^= 64  # an exponent's bit
     (copy.path / BEST).write_bytes(data)
-    assert "its SHA-256 is not that of what it holds" in refusal(lambda: copy.read_tensors(BEST))
+    assert "its SHA-256 is not that of its content" in refusal(lambda: copy.read_tensors(BEST))
     assert all(value.dtype in (torch.float32, torch.bfloat16) for value in tensors.values())

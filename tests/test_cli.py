@@ -108,8 +108,8 @@ def test_compare_writes_files_and_takes_several_tasks_and_a_reference(run: Path,
     for name in (run.name, "random*", "scan*"):
         assert name in page
         assert f"| {escape_markdown(name)} | " in markdown
-    assert "* looks as named" in page
-    assert "\\* looks as named" in markdown
+    assert "* locations as named" in page
+    assert "\\* locations as named" in markdown
     assert f"compare {run} random scan --task digits" in page
     assert files["csv"].read_text().count("\n") == 4
     message = refusal(capsys, "compare", str(run), "scan", "--reference", "centre")
@@ -208,7 +208,7 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> 
     assert "holds no run" in refusal(capsys, "evaluate", str(tmp_path))
     assert "already" in refusal(capsys, "train", "ram", *SMALL, "--out", str(run))
     assert "task must be one of" in refusal(capsys, "train", "ram", "--task", "imagenet")
-    assert "cannot go on longer" in refusal(capsys, "train", "ram", "--resume", str(run), "--epochs", "9")
+    assert "cannot train longer" in refusal(capsys, "train", "ram", "--resume", str(run), "--epochs", "9")
     for option in (["--task", "mnist-28"], ["--seed", "0"], ["--out", "x"]):
         assert "Unrecognized" in refusal(capsys, "train", "ram", "--resume", str(run), *option)
     assert "'warp' cannot be used" in refusal(capsys, "evaluate", str(run), "--device", "warp")
@@ -219,7 +219,7 @@ def test_mistakes_are_one_clear_line(run: Path, capsys: Any, tmp_path: Path) -> 
     assert "seed must be less than" in refusal(capsys, "train", "ram", *SMALL, "--seed", "99999999999999999999")
     assert "holds no run" in refusal(capsys, "train", "ram", "--resume", str(tmp_path / "nothing"))
     assert "is a run on digits" in refusal(capsys, "compare", str(run), "--task", "mnist-28")
-    assert "--task must be given" in refusal(capsys, "compare", "random")
+    assert "--task is missing: give a task or a run" in refusal(capsys, "compare", "random")
     assert "POLICY" in refusal(capsys, "compare") or "policies" in refusal(capsys, "compare")
     assert "first must lie" in refusal(capsys, "watch", str(run), "--gif", str(tmp_path / "x.gif"), "--first", "358")
     where = str(tmp_path)
@@ -311,7 +311,7 @@ def test_damaged_runs_are_one_clear_line(run: Path, tmp_path: Path, capsys: Any)
     found = output(capsys, "evaluate", str(copy), "--json")
     assert json.loads(found)["episodes"] == 358, "what was measured is shown though it cannot be kept"
     (copy / "metrics.jsonl").write_text("12\n")
-    with pytest.raises(RunError, match="line 1 is no row of an epoch"):
+    with pytest.raises(RunError, match="line 1 is not the row of an epoch"):
         RunFolder(copy).read_metrics()
     mode = (copy / "config.json").stat().st_mode
     assert (copy / "best.safetensors").stat().st_mode == (copy / "last.safetensors").stat().st_mode == mode
@@ -365,7 +365,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_unbroken_one(tmp_path: Path,
     _, errors = broken.communicate(timeout=60)
     assert broken.returncode == (130 if how == signal.SIGINT else -how), errors
     if how == signal.SIGINT:
-        assert f"saved. To go on: python -m agents train ram --resume {tmp_path / 'broken'}" in errors
+        assert f"saved. To resume: python -m agents train ram --resume {tmp_path / 'broken'}" in errors
     assert len(RunFolder(tmp_path / "broken").read_metrics()) < 40, "it was over before it was stopped"
     for process in (
         start("--resume", str(tmp_path / "broken")),

@@ -279,7 +279,7 @@ def test_torchrun_trains_saves_when_stopped_and_goes_on(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert errors.count("saved. To go on: python -m agents train ram --resume") == 1, errors
+    assert errors.count("saved. To resume: python -m agents train ram --resume") == 1, errors
     about = folder.read_json("config.json")
     assert about["command"][:5] == ["torchrun", "--nproc-per-node=2", "-m", "agents", "train"]
     assert about["hardware"]["ranks"] == 2

@@ -159,7 +159,7 @@ def test_a_taken_folder_is_refused_before_a_trainer_is_made(tmp_path: Path, monk
     config = digits()
     RunFolder(tmp_path).create("ram", config)
     monkeypatch.setattr("agents.training.loop.Trainer", lambda *_: pytest.fail("made"))
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         train(config, RunFolder(tmp_path))
 
 
@@ -224,7 +224,7 @@ def test_an_environment_with_a_scene_seed_shows_the_same_scenes_in_every_pass() 
 @pytest.mark.parametrize("core", ["rnn", "lstm"])
 def test_divergence_by_a_learning_rate_is_named(core: str, tmp_path: Path) -> None:
     config = digits(core=core, learning_rate=1e18, learning_rate_schedule="constant", max_gradient_norm=0.0, epochs=1)
-    with pytest.raises(RunError, match=r"^training diverged in epoch 1: a (loss|weight) is no number; lower learning"):
+    with pytest.raises(RunError, match=r"^training diverged in epoch 1: a (loss|weight) is NaN or infinite; lower"):
         train(config, RunFolder(tmp_path / "run"))
 
 
@@ -232,7 +232,7 @@ def test_weights_that_are_no_numbers_are_named_before_they_are_measured() -> Non
     trainer = Trainer(RamLearner, digits())
     trainer.update()
     next(trainer.model.parameters()).data[0] = math.nan
-    with pytest.raises(RunError, match="diverged in epoch 1: a weight is no number"):
+    with pytest.raises(RunError, match="diverged in epoch 1: a weight is NaN or infinite"):
         trainer.end_epoch()
 
 

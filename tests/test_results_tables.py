@@ -204,7 +204,7 @@ def test_a_run_in_the_wrong_place_or_unlike_its_seeds_is_refused(root: Path) -> 
     with pytest.raises(RunError, match="main/translated-60/preset: seeds differ in epochs too"):
         Results(root)
     odd.path.rename(root / "main" / "translated-60" / "preset" / "seed-4")
-    with pytest.raises(RunError, match=r"must lie at .*/GROUP/translated-60/NAME/seed-3"):
+    with pytest.raises(RunError, match=r"must be at .*/GROUP/translated-60/NAME/seed-3"):
         Results(root)
 
 

@@ -280,7 +280,7 @@ def test_workers_end_with_their_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (
             lambda run: (run / "last.safetensors").unlink(),
-            "cannot go on: last.safetensors is missing; --like .+ --init",
+            "cannot be resumed: last.safetensors is missing; --like .+ --init",
         ),
         (lambda run: (run / "best.safetensors").unlink(), "has no checkpoint best.safetensors"),
         (lambda run: (run / "best.safetensors").write_bytes(b"half"), "best.safetensors is damaged"),
@@ -299,9 +299,9 @@ def test_workers_end_with_their_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
         (lambda run: change_about(run, "last.safetensors", update_in_epoch=99), "is of update 99 after epoch 2"),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"epoch": 1}\nx\n{"epoch": 2}\n'),
-            "damaged: line 2 is no row",
+            "damaged: line 2 is not the row",
         ),
-        (lambda run: (run / "metrics.jsonl").write_text('{"epoch": "1"}\n'), "damaged: line 1 is no row"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"epoch": "1"}\n'), "damaged: line 1 is not the row"),
     ],
 )
 def test_a_run_that_lost_something_is_refused(run: Path, damage: Callable[[Path], Any], message: str) -> None:
@@ -395,7 +395,7 @@ def test_a_run_that_was_planned_for_its_length_names_the_command_that_trains_on(
     assert stopped.value.code == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert which in shown
-    assert f"To train on: python -m agents train ram --like {tmp_path}/run --init {tmp_path}/run" in shown
+    assert f"Begin a new run: python -m agents train ram --like {tmp_path}/run --init {tmp_path}/run" in shown
 
 
 def test_what_an_epoch_depends_on() -> None:
@@ -447,12 +447,12 @@ def test_where_and_by_what_a_run_goes_on_is_stored(run: Path, capsys: pytest.Cap
     assert resumed["hardware"]["threads"] == torch.get_num_threads()
     assert resumed["versions"]["torch"] == torch.__version__.partition("+")[0]
     shown = " ".join(capsys.readouterr().err.split())
-    assert "Numbers may differ" in shown
+    assert "numbers may differ" in shown
     assert f"threads {torch.get_num_threads()}, not 77" in shown
     assert ", not Imaginary 9000" in shown
     train(digits(epochs=4), RunFolder(run, ["on"]), resume=True)
     assert len(RunFolder(run).read_about()["resumed"]) == 2
-    assert "Numbers may differ" not in capsys.readouterr().err
+    assert "numbers may differ" not in capsys.readouterr().err
 
 
 def test_nothing_is_made_in_the_data_folder_of_a_strangers_run(
@@ -518,7 +518,7 @@ def test_rows_and_results_hold_numbers(run: Path, value: str) -> None:
         with pytest.raises(RunError) as refused:
             folder.read_metrics()
         (line,) = str(refused.value).splitlines()
-        assert line.startswith(f"{run}/metrics.jsonl is damaged: line 3 is no row of an epoch: {field} must be ")
+        assert line.startswith(f"{run}/metrics.jsonl is damaged: line 3 is not the row of an epoch: {field} must be ")
     for field in ("epoch", "error_percent", "interval_percent", "other_data"):
         if (field, value) in (("interval_percent", "[]"), ("other_data", "true")):
             continue

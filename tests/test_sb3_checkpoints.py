@@ -270,7 +270,7 @@ def test_a_checkpoint_is_written_through_no_link(run: RunFolder, tmp_path: Path)
         (lambda run: (run / BEST).unlink(), f"has no checkpoint {BEST}"),
         (lambda run: (run / BEST).write_bytes(b"half"), f"{BEST} is damaged"),
         (lambda run: change(run / BEST, {"run.json": lambda data: data.replace(b'_epoch": 1', b'_epoch": 0')}), BEST),
-        (lambda run: (run / "metrics.jsonl").write_text("x\n"), "line 1 is no row"),
+        (lambda run: (run / "metrics.jsonl").write_text("x\n"), "line 1 is not the row"),
         (lambda run: ((run / "metrics.jsonl").write_text('{"epoch":1}\n{"epoch":2}\n'), (run / LAST).unlink()), LAST),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_run_that_lost_something_is_refused(run: RunFolder, lose: Callable[[Pa
 def test_a_run_without_a_complete_epoch_begins_again_and_says_so(run: RunFolder, capsys: Any) -> None:
     (run.path / LAST).unlink()  # as if it was killed before its first one was whole
     train(CONFIG, run, resume=True)
-    assert "has no complete epoch: it begins again" in " ".join(capsys.readouterr().err.split())
+    assert "has no complete epoch: training starts again" in " ".join(capsys.readouterr().err.split())
     assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
     (resumed,) = run.read_about()["resumed"]
     assert resumed["epoch"] == 0

@@ -63,8 +63,8 @@ def test_each_seed_is_trained_finished_ones_are_left_and_begun_ones_go_on(
     ("words", "message"),
     [
         (["--seeds", "0-1"], "--seeds needs --out"),
-        (["--seeds", "0-1", "--out", "x", "--seed", "3"], "--seed does not go with --seeds"),
-        (["--seeds", "0-1", "--out", "x", "--resume", "y"], "--resume does not go with --seeds"),
+        (["--seeds", "0-1", "--out", "x", "--seed", "3"], "--seed cannot be combined with --seeds"),
+        (["--seeds", "0-1", "--out", "x", "--resume", "y"], "--resume cannot be combined with --seeds"),
         (["--seeds", "0-1", "--out", "x", "--jobs", "0"], "jobs must be a number of at least 1"),
         (["--seeds", "x", "--out", "x"], "seeds must be numbers"),
     ],
@@ -83,4 +83,4 @@ def test_a_training_that_fails_ends_the_command_with_its_status(
     with pytest.raises(SystemExit) as stopped:
         main(["train", "ram", *SMALL, "--seeds", "0-2", "--out", str(tmp_path)])
     assert stopped.value.code == 130
-    assert "3 of 3 seeds did not end: the same command goes on with them" in capsys.readouterr().err
+    assert "3 of 3 seeds are not finished: run the same command again to resume them" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_what_is_no_run_or_damaged_is_refused(runs: dict[str, RunFolder], tmp_pa
 
     path = str(runs["a"].path)
     assert f"{tmp_path} holds no run" in refusal(str(tmp_path))
-    assert f"{path} and {path} are runs of one configuration with seed 0" in refusal(path, path)
+    assert f"{path} and {path} have the same training config and seed 0" in refusal(path, path)
     for text, message in (
         ("[]", "holds no object"),
         ("{", "is damaged"),

@@ -18,7 +18,7 @@ from agents.registry import load_run, read_config
 from agents.sb3.config import Sb3Config
 from agents.training.config import TrainConfig, nearest_task
 from agents.training.fingerprint import describe_data
-from agents.training.migrate import name_library
+from agents.training.migrate import rename_agent
 from agents.training.run_folder import FORMAT, RunError, RunFolder
 from ram_gym import TASKS, GlimpseConfig, get_task
 from ram_gym.tasks import Task
@@ -251,12 +251,12 @@ def test_older_runs_are_migrated_and_refused_until_then(tmp_path: Path, capsys: 
         with pytest.raises(RunError) as refused:
             read_config(RunFolder(path))
         assert str(refused.value) == (
-            f"{path}/config.json has format 1 and this version reads {FORMAT}: python -m agents migrate {path} brings "
-            "an older run up to date"
+            f"{path}/config.json has format 1 and this version reads {FORMAT}: python -m agents migrate {path} "
+            "converts a run of an older version"
         )
     for changed in (3, 0):
         main(["migrate", str(tmp_path)])
-        assert capsys.readouterr().out == f"3 runs, of which {changed} were brought up to date\n"
+        assert capsys.readouterr().out == f"3 runs, {changed} of them converted\n"
     ram, cnn, ppo = (read_config(RunFolder(tmp_path / "deep" / agent)) for agent in olds)
     changes = {"dataset": "fashion-mnist", "composition": "overwrite", "data_root": "there"}
     env_config = get_task("cluttered-60").config.replace(**changes)
@@ -278,10 +278,10 @@ def test_stable_baselines3s_agents_are_renamed_and_refused_until_then(tmp_path: 
             read(folder)
     for changed in (1, 0):
         main(["migrate", str(tmp_path)])
-        assert capsys.readouterr().out == f"1 runs, of which {changed} were brought up to date\n"
+        assert capsys.readouterr().out == f"1 runs, {changed} of them converted\n"
         assert folder.read_about() == new
     native = {"agent": "ppo", "config": {"seed": 3}}
-    assert name_library(native) == native, "an agent of that name that is not Stable-Baselines3's"
+    assert rename_agent(native) == native, "an agent of that name that is not Stable-Baselines3's"
 
 
 def test_what_migration_cannot_bring_up_to_date_is_named_and_left(tmp_path: Path, capsys: Any) -> None:

@@ -1,1 +1,1 @@
-"""What is done with trained runs: evaluate, compare, probe, summarise, draw."""
+"""Analysis of trained runs: evaluate, compare, probe, summarise, draw figures."""

@@ -1,4 +1,4 @@
-"""Cells: numbers as text, and Markdown tables of them."""
+"""Formats numbers for table cells, and makes Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ram_gym.files import escape_markdown, printable
 
 
 class Markdown(str):
-    """A cell that is Markdown already; any other is text, which `markdown_table` escapes."""
+    """A cell in Markdown. `markdown_table` escapes all other cells."""
 
 
 def code(text: str) -> Markdown:
-    """The text on one line as code in a table's cell; nothing where it is empty."""
-    shown = printable(text).replace("`", "'").replace("|", "\\|")  # code knows no escapes but a table's own
+    """The text as inline code for a table cell; an empty cell for an empty text."""
+    shown = printable(text).replace("`", "'").replace("|", "\\|")  # inline code in a table can escape | only
     return Markdown(f"`{shown}`" if shown else "")
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are aligned left, the others right. Columns without entries go."""
+    """A Markdown table; the first `left` columns are aligned left, the others right. Empty columns are left out."""
     kept = [column for column in range(len(headings)) if any(row[column] for row in rows)]
     marks = ["---" if column < left else "---:" for column in range(len(headings))]
     lines = [[_show(line[column]) for column in kept] for line in (headings, marks, *rows)]
@@ -32,7 +32,9 @@ def _show(cell: str) -> str:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation of the values that are not None; None where there are too few."""
+    """Mean and sample standard deviation of the values that are not None. The deviation of one value is None, and so is
+    the result for no values.
+    """
     measured = [value for value in values if value is not None]
     if not measured:
         return None
@@ -40,20 +42,21 @@ def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """A number; "-" for None."""
+    """A number in a format; "-" for None."""
     return "-" if value is None else format(value, form)
 
 
 def format_spread(values: Sequence[float | None]) -> str:
-    """Of several values, their mean ± sample standard deviation; else ""."""
-    found = spread(values)
-    if len(values) < 2 or found is None:
+    """Mean ± sample standard deviation of several values; "" for fewer than two."""
+    mean_and_deviation = spread(values)
+    if len(values) < 2 or mean_and_deviation is None:
         return ""
-    return f"{found[0]:.2f} ± {format_number(found[1], '.2f')}"
+    mean, deviation = mean_and_deviation
+    return f"{mean:.2f} ± {format_number(deviation, '.2f')}"
 
 
 def format_errors(values: Sequence[float | None]) -> str:
-    """Errors of each seed and, of several, their mean ± sample standard deviation; "" where none was measured."""
+    """The error of each seed and, for several, their mean ± sample standard deviation; "" if none was measured."""
     if all(value is None for value in values):
         return ""
     closing = format_spread(values)

@@ -44,25 +44,25 @@ def compare_policies(
 ) -> None:
     """Compare policies on the same scenes, with differences to the first policy or to --reference.
 
-    random, centre, scan and oracle are scripted: they look at random locations, at the canvas's centre, along a fixed
-    path, or at the digit. The network of the task's first run that takes glimpses answers for them, though it was not
-    trained on such glimpses. For a fair control train one on them, `python -m agents train ram --locator random`, and
-    compare that run. If no run is given, they guess.
+    random, centre, scan and oracle are scripted policies: they look at random locations, at the canvas's centre, along
+    a fixed path, or at the digit. The label comes from the network of the task's first run that takes glimpses, which
+    was not trained on such glimpses. For a fair control, train a network on them by `python -m agents train ram
+    --locator random`, and compare that run. Without a run, scripted policies guess.
 
     Args:
         policies: Run folders, pretrained:NAME, and any of random, centre, scan, oracle.
         task: Task to compare on; may be given several times; default: the task of the first run. Runs play their own
-            task, scripted policies all.
-        reference: One of the policies, that the others are compared with; default: the first of each task.
+            task, scripted policies all tasks.
+        reference: The policy that the others are compared with; default: the first of each task.
         protocol: One rollout a scene, or log-probabilities averaged over 10 rollouts from different first locations.
         split: The test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
-        other_data: Play runs though the environment or the images are not those that they learned from; tables say so.
+        other_data: Allow an environment or images other than those that a run learned from; tables say so.
         json: Print a JSON array and nothing else.
         report: Self-contained HTML file to write: tables, plots, and episodes side by side.
         markdown: Markdown file to write the tables to.
-        csv: CSV file to write: one line for each policy and task.
+        csv: CSV file to write, with one line for each policy and task.
     """
     if not policies:
         raise ValueError(f"policies must name run folders or any of {', '.join(SCRIPTED_LOCATORS)}, got none")
@@ -73,16 +73,17 @@ def compare_policies(
     runs = {name: load_run(find_run(name), device, data_root) for name in policies if name not in SCRIPTED_LOCATORS}
     tasks = task or tuple(run.config.task for run in runs.values())[:1]
     if not tasks:
-        raise ValueError("--task must be given if no run is")
+        raise ValueError("--task is missing: give a task or a run")
     _refuse_other_tasks(runs, tasks)
-    # Whatever can be refused is refused before anything is played.
+    # All checks come before the first episode.
     own_runs = {name: {key: run for key, run in runs.items() if run.config.task == name} for name in tasks}
     scripts = [name for name in policies if name not in runs]
     lenders = {name: _find_lender(name, own, scripts) for name, own in own_runs.items()}
     env_configs = {name: get_task(name).config.replace(data_root=data_root) for name in own_runs}
     env_configs |= {name: next(iter(own.values())).config.env_config for name, own in own_runs.items() if own}
     env_configs = {name: env_config.replace(split=split) for name, env_config in env_configs.items()}
-    others = [name for name, run in runs.items() if run.is_other_data(env_configs[run.config.task], other_data)]
+    pairs = [(name, run, env_configs[run.config.task]) for name, run in runs.items()]
+    other_data_runs = [name for name, run, env_config in pairs if run.is_other_data(env_config, other_data)]
     played: list[tuple[str, Evaluation]] = []
     for task_name, own in own_runs.items():
         lender = lenders[task_name]
@@ -101,8 +102,9 @@ def compare_policies(
     evaluations = [evaluation for _, evaluation in played]
     base = next((evaluation.policy for name, evaluation in played if name == reference), None)
     is_borrowed = any(evaluation.policy.endswith(BORROWED) for evaluation in evaluations)
-    note = f"{BORROWED} looks as named; the first run's network, not trained on such glimpses, answers"
-    notes = [note] * is_borrowed + [f"other data than {', '.join(others)} learned from"] * bool(others)
+    note = f"{BORROWED} locations as named; labels by the first run's network, untrained on them"
+    notes = [note] if is_borrowed else []
+    notes += [f"other data than {', '.join(other_data_runs)} learned from"] if other_data_runs else []
     described = {name: describe_environment(name, env_configs[name]) for name in own_runs}
     table = ComparisonTable(evaluations, base, _short_labels(evaluations), "; ".join(notes), described)
     for path, text in ((markdown, table.to_markdown()), (csv, table.to_csv())):
@@ -116,9 +118,9 @@ def compare_policies(
         words = [*PROGRAM.split(), "compare", *policies, *(word for option in options for word in option)]
         words += ["--other-data"] if other_data else []
         write_report(report, table, command=shlex.join(words))
-    # After the files, so that they are complete even if the reader of this output is `head`.
+    # After the files, so that they are complete even if the output goes to `head`.
     if json:
-        rows = [row | ({"other_data": True} if row["policy"] in others else {}) for row in table.rows()]
+        rows = [row | ({"other_data": True} if row["policy"] in other_data_runs else {}) for row in table.rows()]
         print(json_text.dumps(rows, allow_nan=False))
     else:
         _show(table)
@@ -137,23 +139,24 @@ def evaluate_with_progress(policy: Policy, env: GlimpseVectorEnv, task: str, pro
 
 
 def _refuse_other_tasks(runs: dict[str, TrainedRun], tasks: Sequence[str]) -> None:
-    """Raises ValueError for a run of another task, or of another environment than the first run of its task."""
-    first: dict[str, TrainConfig] = {}
+    """Raises ValueError for a run of another task, or with another environment than the first run of its task."""
+    first_configs: dict[str, TrainConfig] = {}
     for name, run in runs.items():
-        expected = first.setdefault(run.config.task, run.config)
-        # The folder of the data does not matter.
+        expected = first_configs.setdefault(run.config.task, run.config)
+        # Data folders may differ.
         ours, theirs = (config.env_config.replace(data_root=None) for config in (run.config, expected))
         if run.config.task not in tasks or ours != theirs:
-            wanted = describe_environment(run.config.task, theirs) if run.config.task in tasks else ", ".join(tasks)
+            is_task = run.config.task in tasks
+            expected_environment = describe_environment(run.config.task, theirs) if is_task else ", ".join(tasks)
             own = describe_environment(run.config.task, ours)
-            raise ValueError(f"{name} is a run on {own}; the comparison is on {wanted}")
+            raise ValueError(f"{name} is a run on {own}; the comparison is on {expected_environment}")
 
 
 def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) -> TrainedRun | None:
-    """The run on a task whose network answers for the scripted policies; None without a run: they guess.
+    """The run on a task whose network answers for the scripted policies; None if the task has no run.
 
     Raises:
-        ValueError: there are scripted policies, and all of the task's runs see the whole canvas.
+        ValueError: there are scripted policies, and all runs of the task see the whole canvas.
     """
     lender = next((run for run in own.values() if run.looks), None)
     if own and scripts and lender is None:
@@ -165,7 +168,7 @@ def _find_lender(task: str, own: dict[str, TrainedRun], scripts: Sequence[str]) 
 
 
 def _short_labels(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """Names of run folders without their path, unless two would be the same."""
+    """Names of run folders without their path; empty if two would be the same."""
     names = dict.fromkeys(evaluation.policy for evaluation in evaluations)
     short = {name: Path(name).name or name for name in names}  # "." has no name
     return short if len(set(short.values())) == len(names) else {}

@@ -1,4 +1,4 @@
-"""Line plots: learning curves, error and distance glimpse by glimpse, and errors by a property of the scenes."""
+"""Line plots: learning curves, error and distance after each glimpse, and errors by a property of the scenes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_curve(folder: RunFolder) -> np.ndarray:
     Raises:
         RunError: the folder holds no run, or its config.json is damaged.
     """
-    # Stable-Baselines3 counts steps; an episode, one scene, has as many steps as glimpses.
+    # Stable-Baselines3 counts steps; one scene has num_glimpses steps.
     steps_per_scene = read_config(folder).env_config.num_glimpses
     points = [
         (row["scenes"] if "scenes" in row else row["steps"] / steps_per_scene, row["validation_error_percent"])
@@ -70,7 +70,7 @@ def draw_curves(curves: dict[str, np.ndarray]) -> Figure:
 
 
 class Glimpses(NamedTuple):
-    """Accuracy and distance of a run, glimpse by glimpse."""
+    """Accuracy and distance of a run after each glimpse."""
 
     accuracies: Sequence[float] | None
     """Percent of right answers after each glimpse; None if the run answers only after the last."""
@@ -114,9 +114,9 @@ def draw_glimpses(runs: dict[str, Glimpses]) -> Figure:
 
 
 class ErrorAt(NamedTuple):
-    """An error in percent, its interval, and its position along the axis."""
+    """An error in percent, its interval, and its position on the x axis."""
 
-    place: float
+    position: float
     error: float
     interval: tuple[float, float]
 
@@ -124,14 +124,14 @@ class ErrorAt(NamedTuple):
 def draw_errors(
     errors: Mapping[str, Sequence[ErrorAt]], ticks: Mapping[int, str], axis: str, title: str, joined: bool
 ) -> Figure:
-    """Errors with their intervals, by a property of the scenes.
+    """Errors with intervals, by a property of the scenes.
 
     Args:
         errors: at least one sequence, by name.
-        ticks: labels of the axis, by position.
-        axis: name of the property.
+        ticks: labels of the x axis, by position.
+        axis: name of the x axis.
         title: title of the figure.
-        joined: whether lines join the errors, for a property that is a number; False if it sorts scenes into groups.
+        joined: whether lines join the errors: True for a numeric property, False for groups of scenes.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -141,11 +141,13 @@ def draw_errors(
         axes = figure.subplots()
         drawn: list[Any] = []
         for number, points in enumerate(errors.values()):
-            places, values, bounds = (np.array(part) for part in zip(*points, strict=True))
-            beside = 0.0 if joined else 0.08 * (number - (len(errors) - 1) / 2)
+            positions, values, bounds = (np.array(part) for part in zip(*points, strict=True))
+            offset = 0.0 if joined else 0.08 * (number - (len(errors) - 1) / 2)
             style = line(number) if joined else {**line(number), "linestyle": ""}
             spread = np.abs(bounds.T - values)
-            drawn.append(axes.errorbar(places + beside, values, spread, marker="o", markersize=4, capsize=2, **style))
+            drawn.append(
+                axes.errorbar(positions + offset, values, spread, marker="o", markersize=4, capsize=2, **style)
+            )
         _show_errors_by_factors(axes)
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(axis)
@@ -157,7 +159,7 @@ def draw_errors(
 
 
 def _show_errors_by_factors(axes: Any) -> None:
-    """Makes the axis of errors logarithmic; an error of 0 lies below its lower end."""
+    """Makes the error axis logarithmic; errors of 0 are below its lower end."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log", nonpositive="clip")

@@ -32,8 +32,7 @@ def evaluate_run(
         split: The test split, or the validation split, on which the best checkpoint was chosen.
         data_root: Folder with the datasets; default: the one that the run was trained with.
         device: PyTorch device, "cpu" or "cuda".
-        other_data: Measure it though the environment or the images are not those that it learned from; what is printed
-            and stored says so.
+        other_data: Allow an environment or images other than those that the run learned from; the result says so.
         json: Print a JSON object and nothing else.
     """
     trained = load_run(run, device, data_root)

@@ -42,27 +42,26 @@ def draw_figures(
     device: str = "cpu",
     other_data: bool = False,
 ) -> None:
-    """Draw the learning curves of runs and, if they have weights, their paths of glimpses and their mistakes.
+    """Draw learning curves of runs and, if they have weights, their glimpse paths and their mistakes.
 
     Writes learning-curves.png (validation error against training scenes, from metrics.jsonl), glimpses.png (error and
-    distance from the digit, glimpse by glimpse), NAME-paths.png (the first scenes of the split with the path of
-    glimpses) and NAME-mistakes.png (wrong answers, the most confident first). Scenes are fixed, so the same run gives
+    distance from the digit after each glimpse), NAME-paths.png (the first scenes of the split with the glimpse
+    paths) and NAME-mistakes.png (wrong answers, the most confident first). Scenes are fixed, so the same run gives
     the same figures.
 
     Args:
-        runs: Run folders or pretrained:NAME. A run without weights is only in the first two figures; the second takes
-            its results of `evaluate` on the split.
+        runs: Run folders or pretrained:NAME. A run without weights appears in the first two figures only, in the
+            second with its stored results of `evaluate` on the split.
         out: Folder to write to.
         split: Split of the scenes to show: the test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
-        other_data: Play runs though the environment or the images are not those that they learned from; their figures
-            say so.
+        other_data: Allow an environment or images other than those that a run learned from; its figures say so.
     """
     folders = name_runs([find_run(name) for name in runs])
     curves = {name: curve for name, folder in folders.items() if len(curve := read_curve(folder))}
     for name in [name for name in folders if name not in curves]:
-        say(f"{name}: no metrics.jsonl with validation errors, so not in the learning curves")
+        say(f"{name}: no metrics.jsonl with validation errors, so no learning curve")
     if curves:
         _save(draw_curves(curves), out / "learning-curves.png", num_colours=None)
     glimpses: dict[str, Glimpses] = {}
@@ -94,9 +93,9 @@ def draw_figures(
 
 
 def name_runs(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
-    """Runs by short names, for files: their folders' names, with parent folders' if two would be the same.
+    """Runs by short names for files: the folder's name, with parent folders where two would be the same.
 
-    What all paths end with is left out, so that runs of one seed are named by what they differ in.
+    Folder names that all paths end with, such as seed-0, are left out.
 
     Raises:
         ValueError: no run is given, or one is given twice.
@@ -129,11 +128,11 @@ class Played(NamedTuple):
     """Whether the run takes glimpses; otherwise it sees the whole canvas."""
     device: str
     is_other_data: bool = False
-    """Whether it learned from other data."""
+    """Whether the run learned from other data."""
 
 
 class _Recorder:
-    """A policy that keeps its probabilities of the labels at the last step of each batch."""
+    """A policy that stores its label probabilities at the last step of each batch."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name = policy, policy.name
@@ -141,7 +140,7 @@ class _Recorder:
         self.batches: list[Tensor] = []
 
     def act(self, observation: dict[str, Any], state: Any) -> tuple[dict[str, Any], Any]:
-        # The policy's own state is wrapped, since it may be None, which here means the beginning of a batch.
+        # A tuple holds the policy's state, which may be None; here None means the beginning of a batch.
         if state is None:
             self.batches.append(torch.empty(0))
         action, memory = self.policy.act(observation, None if state is None else state[0])
@@ -164,13 +163,13 @@ def play(
         name: the policy's name.
         split: the split of the scenes.
         data_root: folder with the datasets; None: the run's own.
-        device: PyTorch device to play on.
-        other_data: whether the environment and the images may be others than those that it learned from.
+        device: PyTorch device.
+        other_data: whether environment and images may differ from those that the run learned from.
 
     Raises:
         RunError: the run is damaged.
-        ValueError: the dataset is missing or another one than it learned from, or the device cannot be used.
-        ImportError: it is a Stable-Baselines3 run, and that is not installed.
+        ValueError: the dataset is missing or not the one that the run learned from, or the device cannot be used.
+        ImportError: it is a Stable-Baselines3 run, and Stable-Baselines3 is not installed.
     """
     run = load_run(folder, device, data_root)
     env_config = run.config.env_config.replace(split=split)
@@ -189,14 +188,14 @@ def mistakes(played: Played) -> Tensor:
 
 
 def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
-    """A sheet of scenes: canvas, path of glimpses with the squares of the finest patches, right label and answer.
+    """A grid of scenes: canvas, glimpse path with the squares of the finest patches, right label and answer.
 
-    Beside each canvas is its part around the digit, enlarged and without the path.
+    Beside each canvas is the digit, enlarged and without the path.
 
     Args:
         played: the run's episodes.
         index: int64 (n,), n at least 1: which scenes.
-        title: title of the sheet.
+        title: title of the figure.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -212,16 +211,16 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
     rows = -(-len(index) // COLUMNS)
     task = describe_environment(evaluation.task, env_config)
     task += ", other data than it learned from" * played.is_other_data
-    where = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
+    subtitle = f"{task}, {evaluation.split} split, error {evaluation.error_percent:.2f}%"
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 1.73 * rows + 0.5), layout="constrained")
-        figure.suptitle(f"{short_name(title, 100)}\n{where}; right label → answer (its probability)", fontsize=10)
+        figure.suptitle(f"{short_name(title, 100)}\n{subtitle}; right label → answer (its probability)", fontsize=10)
         grid = figure.subplots(rows, 2 * COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        places = zip(grid.reshape(-1, 2), canvases, corners, index.tolist(), strict=False)
-        for (axes, beside), canvas, (left, top), scene in places:
-            beside.imshow(as_rgb(canvas[:, top : top + height, left : left + width]) / 255, interpolation="nearest")
+        cells = zip(grid.reshape(-1, 2), canvases, corners, index.tolist(), strict=False)
+        for (axes, digit_axes), canvas, (left, top), scene in cells:
+            digit_axes.imshow(as_rgb(canvas[:, top : top + height, left : left + width]) / 255, interpolation="nearest")
             label, answer = int(evaluation.labels[scene]), int(evaluation.predictions[scene])
             path = evaluation.locations[scene].numpy() if played.looks else np.empty((0, 2), np.float32)
             _draw_scene(axes, canvas, path, env_config)
@@ -233,7 +232,7 @@ def draw_scenes(played: Played, index: Tensor, title: str) -> Figure:
 
 
 def _draw_scene(axes: Any, canvas: np.ndarray, path: np.ndarray, env_config: GlimpseConfig) -> None:
-    """One canvas, uint8 (C, S, S), with a path, float32 (T, 2); points and squares are yellow first, purple last."""
+    """One canvas, uint8 (C, S, S), with a path, float32 (T, 2); points and squares run from yellow to purple."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -259,7 +258,7 @@ def _confidence(played: Played) -> Tensor:
 
 
 def _save(figure: Figure, path: Path, num_colours: int | None = 96) -> None:
-    """Writes a PNG file. Pictures look the same in 96 colours and are half as large; line plots need all colours."""
+    """Writes a PNG file. 96 colours halve the size of pictures without visible change; line plots need all colours."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,11 +1,11 @@
-"""Pages: Markdown files whose tables are written from a results folder.
+"""Pages: Markdown files whose tables are generated from a results folder.
 
-A table stands between two comments, the first of which names its kind and what to put in it:
+A table is between two comments. The first names a function in tables.py and its arguments:
 
     <!-- table: runs main/mnist-28/* -->
     <!-- end -->
 
-What stands between them is replaced; the text around is typed.
+The text between them is replaced; all other text is written by hand.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from .results import INDEX, Results
 from .tables import TABLES
 
 PAGES = ("RESULTS.md", "docs/results/*.md", "benchmarks/README.md", "README.md")
-"""Where tables may stand, from the folder that results/ is in."""
+"""Files that may have tables, relative to the folder that contains results/."""
 _TABLE = re.compile(r"(<!-- table: ([^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, results: Results) -> str:
-    """A page with its tables written anew.
+    """The text of a page with its tables generated.
 
     Raises:
-        ValueError: a comment names no kind of table, or what no table can be made of.
+        ValueError: a comment names an unknown table, or its table cannot be made.
     """
 
     def replace(match: re.Match[str]) -> str:
-        kind, *words = match[2].split()
-        if kind not in TABLES:
+        name, *arguments = match[2].split()
+        if name not in TABLES:
             raise ValueError(f"tables are {', '.join(TABLES)}, got {match[2]!r}")
-        return f"{match[1]}{TABLES[kind](results, *words)}\n{match[4]}"
+        return f"{match[1]}{TABLES[name](results, *arguments)}\n{match[4]}"
 
     filled, count = _TABLE.subn(replace, text)
     if count != text.count("<!-- table:") or count != text.count("<!-- end -->"):
-        raise ValueError("each <!-- table: KIND ... --> needs an <!-- end --> on a later line")
+        raise ValueError("each <!-- table: NAME ... --> needs an <!-- end --> on a later line")
     return filled
 
 
 def stale_files(root: Path) -> Iterator[tuple[Path, str]]:
-    """The files below a folder that are not what its results/ says, the index among them, and what they should be.
+    """The index and the pages in a folder that differ from what its results/ gives, with the text that they should
+    have.
 
     Raises:
-        ValueError: a run is damaged, or a page names a table that cannot be made.
+        ValueError: a run is damaged, or a table cannot be made.
     """
     results = Results(root / "results")
     texts = {results.root / INDEX: results.index()}

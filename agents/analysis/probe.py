@@ -38,17 +38,17 @@ VALUES: dict[str, tuple[Value, ...]] = {
     "position": (0, 25, 50, 75),
     "overlap": (0, 1, 5, 10, 20),
 }
-"""Default values of each property; for the properties in `SORTING` the lower ends of the groups."""
+"""Default values of each property; for the properties in `SORTING`, the lower bounds of the groups."""
 
 SORTING = ("position", "overlap")
-"""Properties that sort the scenes into groups; the others change the scenes."""
+"""Properties that sort the scenes into groups. All other properties change the scenes."""
 
 UNITS = {
     "clutter": "pieces of clutter",
     "canvas": "canvas side in pixels",
     "digit": "side of the digit's image in pixels",
     "glimpses": "glimpses",
-    "composition": "how the digit meets the clutter",
+    "composition": "how the digit is combined with the clutter",
     "position": "digit's distance from the centre, in % of the farthest, from",
     "overlap": "share of the digit's image that clutter changes, in %, from",
 }
@@ -60,7 +60,7 @@ class Point(NamedTuple):
     policy: str
     value: Value
     evaluation: Evaluation | None
-    """None if no scene has the value."""
+    """None if no scene is in the group."""
 
 
 def probe_runs(
@@ -76,22 +76,22 @@ def probe_runs(
 ) -> None:
     """Measure how the error of trained runs depends on one property of the scenes, without retraining.
 
-    clutter, canvas, digit, glimpses and composition change the scenes: pieces of clutter, side of the canvas, side that
-    the digits are resized to (clutter is cut from the resized digits), number of glimpses, how the digit meets the
-    clutter. position and overlap sort the run's own scenes by where the digit is and by how much of its image clutter
-    changes.
+    clutter, canvas, digit, glimpses and composition change the scenes: pieces of clutter, side of the canvas, side to
+    which the digits are resized (clutter is cut from the resized digits), number of glimpses, how the digit is combined
+    with the clutter. position and overlap sort the run's own scenes into groups, by the digit's distance from the
+    centre and by the share of the digit's image that clutter changes.
 
     Args:
         policies: Run folders or pretrained:NAME, all of one task, and any of random, centre, scan, oracle. For these
-            answers the network of the first run that takes glimpses.
+            the label comes from the network of the first run that takes glimpses.
         by: The property.
-        values: Its values; for position and overlap the lower ends of the groups, beginning with 0. Every property has
-            default values.
+        values: Its values; for position and overlap, the lower bounds of the groups, beginning with 0. Every property
+            has default values.
         split: The test split, or the validation split, on which checkpoints were chosen.
         data_root: Folder with the datasets; default: the one that the runs were trained with.
         device: PyTorch device, "cpu" or "cuda".
-        other_data: Play runs though, before the property changes, the environment or the images are not those that they
-            learned from; the result says so.
+        other_data: Allow an environment or images that differ from those that a run learned from even before the
+            property changes; the result says so.
         json: Print JSON lines, one object for each policy and value, and nothing else.
         plot: File to draw the curves to, .png, .svg or .pdf.
     """
@@ -106,7 +106,7 @@ def probe_runs(
     if scripts and not any(run.looks for run in runs.values()):
         raise ValueError(f"{', '.join(scripts)} need a run that takes glimpses, such as one of `train ram`: add one")
     env_config = _common_env_config(runs).replace(split=split)
-    others = [name for name, run in runs.items() if run.is_other_data(env_config, other_data)]
+    other_data_runs = [name for name, run in runs.items() if run.is_other_data(env_config, other_data)]
     values = values or VALUES[by]
     numbers = [value for value in values if isinstance(value, int)]
     if by != "composition" and (list(values) != sorted(set(numbers)) or numbers[0] < 0):
@@ -117,15 +117,15 @@ def probe_runs(
         points = _vary(policies, runs, env_config, by, values, device)
     if plot is not None:
         task = describe_environment(next(iter(runs.values())).config.task, env_config)
-        task += f", other data than {', '.join(others)} learned from" if others else ""
+        task += f", other data than {', '.join(other_data_runs)} learned from" if other_data_runs else ""
         draw(points, by, values, f"{task}, {split} split, single protocol", plot)
     if json:
         for name, value, evaluation in points:
             results = {"episodes": 0} if evaluation is None else evaluation.to_dict()
-            results |= {"other_data": True} if name in others else {}
+            results |= {"other_data": True} if name in other_data_runs else {}
             print(json_lines.dumps({"by": by, "value": value, **results, "policy": name}))
     else:
-        _show(points, by, values, others)
+        _show(points, by, values, other_data_runs)
 
 
 def _vary(
@@ -137,9 +137,8 @@ def _vary(
     device: str,
 ) -> list[Point]:
     points = []
-    envs = [
-        (value, varied_env(env_config, by, value, device)) for value in values
-    ]  # wrong values are refused before anything is played
+    # All environments first, so that a wrong value is an error before the first episode.
+    envs = [(value, varied_env(env_config, by, value, device)) for value in values]
     for name in policies:
         for value, env in envs:
             evaluation = _evaluate(name, runs, env, f"{by} {value}")
@@ -151,7 +150,7 @@ def varied_env(env_config: GlimpseConfig, by: str, value: Value, device: str) ->
     """An environment with one property changed.
 
     Raises:
-        ValueError: the property cannot have the value.
+        ValueError: the value is not valid for the property.
     """
     if by != "digit":
         field = {"clutter": "num_clutter", "canvas": "canvas_size", "glimpses": "num_glimpses"}.get(by, by)
@@ -192,7 +191,7 @@ def _sort(
 
 
 def positions(env: GlimpseVectorEnv) -> torch.Tensor:
-    """Distance of each scene's digit from the canvas's centre, in percent of the farthest: float32 (num_images,)."""
+    """Distance of each scene's digit from the centre, in percent of the largest distance: float32 (num_images,)."""
     parts = []
     for index in _batches(env):
         env.reset(options={"index": index})
@@ -232,22 +231,22 @@ def _evaluate(name: str, runs: dict[str, TrainedRun], env: GlimpseVectorEnv, tit
 
 
 def _common_env_config(runs: dict[str, TrainedRun]) -> GlimpseConfig:
-    (first, run), *others = runs.items()
+    (first, run), *other_runs = runs.items()
     env_config = run.config.env_config
-    for name, other in others:
+    for name, other in other_runs:
         theirs = other.config.env_config
         if theirs.replace(data_root=None) != env_config.replace(data_root=None):
             raise ValueError(f"{name} was trained on other scenes than {first}: probe runs of one task together")
     return env_config
 
 
-def _show(points: list[Point], by: str, values: Sequence[Value], others: Sequence[str]) -> None:
+def _show(points: list[Point], by: str, values: Sequence[Value], other_data_runs: Sequence[str]) -> None:
     rows = []
     for name in dict.fromkeys(point.policy for point in points):
         own = [point.evaluation for point in points if point.policy == name]
         rows.append([name, *("no scenes" if evaluation is None else _cell(evaluation) for evaluation in own)])
     title = f"error in % (95% interval), by {UNITS[by]}"
-    title += f"; other data than {', '.join(others)} learned from" if others else ""
+    title += f"; other data than {', '.join(other_data_runs)} learned from" if other_data_runs else ""
     show_table(title, ["policy", *map(str, values)], rows)
 
 
@@ -263,14 +262,14 @@ def draw(points: list[Point], by: str, values: Sequence[Value], title: str, path
     names = [str(value) for value in values]
     if by in SORTING:
         names = [f"{low} to {high}" for low, high in itertools.pairwise(values)] + [f"from {values[-1]}"]
-    places = numbers if is_joined else range(len(values))
-    ticks = dict(zip(places, names, strict=True))
+    positions = numbers if is_joined else range(len(values))
+    ticks = dict(zip(positions, names, strict=True))
     errors: dict[str, list[ErrorAt]] = {}
     for policy, value, evaluation in points:
         if evaluation is not None:
-            name = f"{policy}, by a network not trained on it" if policy in SCRIPTED_LOCATORS else Path(policy).name
-            place = places[values.index(value)]
-            errors.setdefault(name, []).append(ErrorAt(place, evaluation.error_percent, evaluation.interval_percent))
+            name = f"{policy}, with a network not trained on it" if policy in SCRIPTED_LOCATORS else Path(policy).name
+            position = positions[values.index(value)]
+            errors.setdefault(name, []).append(ErrorAt(position, evaluation.error_percent, evaluation.interval_percent))
     figure = draw_errors(errors, ticks, UNITS[by].removesuffix(", from"), title, joined=is_joined)
     file = io.BytesIO()
     figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

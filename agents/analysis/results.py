@@ -1,4 +1,4 @@
-"""Results: the runs of a folder, GROUP/TASK/NAME/seed-N, as data; and its index.jsonl, a line for each run."""
+"""Reads the runs of a results folder, GROUP/TASK/NAME/seed-N, and makes its index.jsonl, a line for each run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WHERE_IT_RAN = (
     *("seed", "data_root", "device", "checkpoint_minutes", "validate_every"),
     *("backpropagation", "cuda_graph", "compile"),
 )
-"""Fields of a configuration in which the runs of one row may differ: they change no number beyond rounding."""
+"""Fields of a training config in which the runs of one row may differ: they change numbers by rounding at most."""
 
 
 class RunNumbers(NamedTuple):
-    """What one run is, and what was found of it; None for what was not."""
+    """Training config and numbers of one run; None for what was not measured."""
 
     path: Path
     agent: str
@@ -36,13 +36,13 @@ class RunNumbers(NamedTuple):
     average_percent: float | None
     """Test error, protocol "average-10"."""
     scenes: int | None
-    """Scenes trained on."""
+    """Number of training scenes."""
     minutes: float | None
     """Minutes of training."""
 
 
 def read_numbers(folder: RunFolder) -> RunNumbers:
-    """What config.json and results.json of a run say.
+    """Training config and numbers of a run, from its config.json and results.json.
 
     Raises:
         RunError: there is no run, or one of the files is damaged.
@@ -50,42 +50,42 @@ def read_numbers(folder: RunFolder) -> RunNumbers:
     config = read_config(folder)
     results = folder.read_results()
 
-    def find(entry: str, field: str) -> Any:
+    def read(entry: str, field: str) -> Any:
         return results.get(entry, {}).get(field)
 
-    if "validation" not in results and (rows := folder.read_metrics()):  # not trained to its end
+    if "validation" not in results and (rows := folder.read_metrics()):  # training is not finished
         errors = [row["validation_error_percent"] for row in rows if "validation_error_percent" in row]
         results["validation"] = rows[-1] | ({"error_percent": min(errors)} if errors else {})
-    validation = find("validation", "error_percent")
-    scenes, steps, seconds = (find("validation", field) for field in ("scenes", "steps", "train_seconds"))
+    validation = read("validation", "error_percent")
+    scenes, steps, seconds = (read("validation", field) for field in ("scenes", "steps", "train_seconds"))
     if scenes is None and steps is not None:
-        # Stable-Baselines3 counts steps; an episode, of one scene, has as many as glimpses.
+        # Stable-Baselines3 counts steps; one scene has num_glimpses steps.
         scenes = steps // config.env_config.num_glimpses
     return RunNumbers(
         path=folder.path,
         agent=folder.read_agent(),
         config=config,
         seed=config.seed,
-        validation_percent=find("validation single", "error_percent") if validation is None else validation,
-        test_percent=find("test single", "error_percent"),
-        average_percent=find("test average-10", "error_percent"),
+        validation_percent=read("validation single", "error_percent") if validation is None else validation,
+        test_percent=read("test single", "error_percent"),
+        average_percent=read("test average-10", "error_percent"),
         scenes=scenes,
         minutes=None if seconds is None else seconds / 60,
     )
 
 
 class StoredRun(NamedTuple):
-    """A run of the folder."""
+    """A run in a results folder."""
 
     id: str
     """GROUP/TASK/NAME/seed-N."""
     numbers: RunNumbers
     differs: dict[str, Any]
-    """The fields of its configuration that differ from the preset of its agent and task."""
+    """The fields of its training config that differ from the preset of its agent and task."""
     measured: dict[str, Any]
-    """What its results.json holds."""
+    """Content of its results.json."""
     old_name: str
-    """What its folder was called when it was trained."""
+    """Name of its folder when it was trained."""
     hardware: str
 
     @property
@@ -101,8 +101,8 @@ class Results:
         root: the folder.
 
     Raises:
-        RunError: a run's files are damaged, it does not lie where its configuration says, or runs of one name differ in
-            more than the seed and where they ran.
+        RunError: a run's files are damaged, a run is not at the path that its training config gives, or runs of one
+            name differ in more than the seed and the fields in `WHERE_IT_RAN`.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -122,13 +122,13 @@ class Results:
         numbers, about = read_numbers(folder), folder.read_about()
         parts = path.relative_to(self.root).parts
         if len(parts) != 4 or (parts[1], parts[3]) != (numbers.config.task, f"seed-{numbers.seed}"):
-            wanted = f"GROUP/{numbers.config.task}/NAME/seed-{numbers.seed}"
-            raise RunError(f"{path} must lie at {self.root}/{wanted}, as its config.json says")
+            expected = f"GROUP/{numbers.config.task}/NAME/seed-{numbers.seed}"
+            raise RunError(f"{path} must be at {self.root}/{expected}, as its config.json says")
         words = about.get("command", [])
         out = words[words.index("--out") + 1] if "--out" in words else ""
         hardware, device = about["hardware"], numbers.config.device
         on_gpu, threads = device.startswith("cuda"), hardware["threads"]
-        cpu = hardware.get("cpu", hardware.get("machine"))  # runs of before it was recorded
+        cpu = hardware.get("cpu", hardware.get("machine"))  # older runs have no "cpu"
         return StoredRun(
             id="/".join(parts),
             numbers=numbers,
@@ -139,26 +139,28 @@ class Results:
         )
 
     def select(self, *patterns: str) -> dict[str, list[StoredRun]]:
-        """Runs by name, GROUP/TASK/NAME, seeds in order; names in the order of the patterns, then of the index.
+        """The runs whose names, GROUP/TASK/NAME, match a pattern: name -> runs in the order of seeds.
+
+        The names are in the order of the patterns, then of the index.
 
         Raises:
-            ValueError: no run has such a name.
+            ValueError: no run matches a pattern.
         """
-        found: dict[str, list[StoredRun]] = {}
+        selected: dict[str, list[StoredRun]] = {}
         for pattern in patterns:
             names = fnmatch.filter(self.by_name, pattern)
             if not names:
                 raise ValueError(f"{self.root} holds no run {pattern!r}")
-            found |= {name: self.by_name[name] for name in names if name not in found}
-        return found
+            selected |= {name: self.by_name[name] for name in names if name not in selected}
+        return selected
 
     def index(self) -> str:
-        """The text of index.jsonl: JSON objects, a line a run."""
+        """The text of index.jsonl: one JSON object per line and run."""
         return "".join(json.dumps(_index_line(run)) + "\n" for run in self.runs)
 
 
 def _order(name: str) -> list[Any]:
-    """Sorts names by group, by task as TASKS has them, then by the alphabet, numbers by their size."""
+    """Sort key of a name: group, position of the task in TASKS, then the name with its numbers as numbers."""
     group, task, rest = name.split("/")
     parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in rest.split("-")]
     return [group, list(TASKS).index(task), parts]
@@ -189,7 +191,7 @@ def _round(value: float | None, digits: int = 4) -> float | None:
 
 
 def differences(config: TrainConfig, other: TrainConfig) -> dict[str, Any]:
-    """The fields of a configuration that have another value in another one, but for those that change no result."""
+    """The fields in which a training config differs from another, with its values; without those in `WHERE_IT_RAN`."""
     ours, theirs = flatten(config), flatten(other)
     return {
         name: value for name, value in ours.items() if name not in WHERE_IT_RAN and theirs.get(name, value) != value
@@ -197,13 +199,13 @@ def differences(config: TrainConfig, other: TrainConfig) -> dict[str, Any]:
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
-    """The fields of a configuration, those of its environment among them, as the command line has them."""
+    """The fields of a training config and of its environment config in one dict, as the command line has them."""
     fields: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
     return fields.pop("env_config") | fields
 
 
 def as_options(fields: dict[str, Any]) -> str:
-    """Fields of a configuration as options of the command line."""
+    """Fields of a training config as command-line options."""
     words = []
     for name, value in fields.items():
         option = name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""`python -m agents summary`: finished runs as one table, a row for each configuration, with the spread over seeds."""
+"""`python -m agents summary`: a table of finished runs, a row for each training config, with the spread over seeds."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def summarise(
     markdown: Path | None = None,
     write: bool = False,
 ) -> None:
-    """One table of finished runs, from what their folders say; nothing is played.
+    """Make one table of finished runs from their stored results.
 
-    Runs that differ in the seed alone (or in where they ran) are one row, with mean and sample standard deviation over
-    the seeds.
+    Runs that differ only in the seed, or in device and data folder, are one row, with mean and sample standard
+    deviation over the seeds.
 
     Args:
         runs: Run folders or pretrained:NAME.
         markdown: Markdown file to write the table to.
-        write: Write results/index.jsonl and the tables of all pages (RESULTS.md, docs/results/) anew, from the runs in
+        write: Generate results/index.jsonl and the tables of all pages (RESULTS.md, docs/results/) from the runs in
             results/. Takes no RUN.
     """
     if write:
@@ -60,10 +60,10 @@ def summarise(
 
 
 def group(runs: Sequence[RunNumbers]) -> list[list[RunNumbers]]:
-    """Runs of one configuration together, by seed; configurations in the order they are first met.
+    """Groups runs by training config, in the order of their first run; in each group the runs are in order of seeds.
 
     Raises:
-        RunError: two runs have one configuration and seed, so that one of them says nothing of the spread over seeds.
+        RunError: two runs have the same training config and the same seed.
     """
     rows: dict[str, dict[int, RunNumbers]] = {}
     for run in runs:
@@ -71,13 +71,13 @@ def group(runs: Sequence[RunNumbers]) -> list[list[RunNumbers]]:
         row = rows.setdefault(json.dumps([run.agent, fields], sort_keys=True), {})
         if run.seed in row:
             both = f"{row[run.seed].path} and {run.path}"
-            raise RunError(f"{both} are runs of one configuration with seed {run.seed}: name one of them")
+            raise RunError(f"{both} have the same training config and seed {run.seed}: name one of them")
         row[run.seed] = run
     return [[row[seed] for seed in sorted(row)] for row in rows.values()]
 
 
 def to_table(rows: Sequence[Sequence[RunNumbers]]) -> Table:
-    """The table for a terminal: under the name of each configuration a line for each seed, then their spread."""
+    """The table for a terminal: for each training config its name, a line for each seed, and their spread."""
     shown = Table(box=box.SIMPLE_HEAD, caption=f"errors in %; last lines: mean ± sample standard deviation; {MISSING}")
     shown.add_column("run", overflow="fold")
     for heading in NUMBERS:
@@ -94,13 +94,13 @@ def to_table(rows: Sequence[Sequence[RunNumbers]]) -> Table:
 
 
 def to_markdown(rows: Sequence[Sequence[RunNumbers]]) -> str:
-    """The table in Markdown: a line for each configuration."""
+    """The table in Markdown: a line for each training config."""
     lines = []
     for row in rows:
         names = Markdown(", ".join(code(_name(run)) for run in row))
-        values = [_in_one(each) + (f" ({closing})" if closing else "") for each, closing in _columns(row)]
-        # The runs stand by seed, so that the count is all there is to say of the seeds.
-        values[4] = _in_one(list(dict.fromkeys(_columns(row)[4][0])))  # most often as many for each seed
+        values = [_in_one(cells) + (f" ({closing})" if closing else "") for cells, closing in _columns(row)]
+        # Seeds usually have the same number of scenes, so each number is listed once.
+        values[4] = _in_one(list(dict.fromkeys(_columns(row)[4][0])))
         lines.append((names, _describe_agent(row[0]), _describe_task(row[0]), str(len(row)), *values[1:]))
     table = markdown_table(("runs", "agent", "task", "seeds", *NUMBERS[1:]), lines, left=3)
     note = f"Errors in %, of each seed; of several, in brackets, mean ± sample standard deviation; {MISSING}."
@@ -112,12 +112,12 @@ def _name(run: RunNumbers) -> str:
 
 
 def _in_one(values: Sequence[str]) -> str:
-    """The values in one cell; where nothing was measured, one stroke for all of them."""
+    """The values in one cell; a single "-" if none was measured."""
     return "-" if set(values) == {"-"} else ", ".join(values)
 
 
 def _columns(row: Sequence[RunNumbers]) -> list[tuple[list[str], str]]:
-    """Under each heading of `NUMBERS` the runs' own values, and what closes them."""
+    """For each heading of `NUMBERS`: the value of each run, and their spread."""
     errors = [[getattr(run, name) for run in row] for name in ("validation_percent", "test_percent", "average_percent")]
     return [
         ([str(run.seed) for run in row], ""),

@@ -1,4 +1,4 @@
-"""Tables: Markdown tables of a results folder, by kind. A page names one in a comment, see pages.py."""
+"""Markdown tables of a results folder. A page names a table in a comment, see pages.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPTS = {"oracle*": "the digit's centre", "scan*": "a scan", "random*": "rando
 
 
 def runs(results: Results, *patterns: str) -> str:
-    """Runs by name, their seeds in one line: what differs from the preset, errors, scenes, minutes, hardware."""
+    """A line for each name, with all its seeds: what differs from the preset, errors, scenes, minutes, hardware."""
     rows = []
     for name, seeds in results.select(*patterns).items():
         errors = [format_errors([getattr(run.numbers, field) for run in seeds]) for field in _ERRORS]
@@ -26,8 +26,8 @@ def runs(results: Results, *patterns: str) -> str:
             errors[1] = format_interval(seeds[0].measured.get("test single"))
         options = as_options(seeds[0].differs)
         minutes = [format_number(run.numbers.minutes, ".1f") for run in seeds]
-        where = ", ".join(dict.fromkeys(run.hardware for run in seeds))
-        rows.append([code(name), code(options), *errors, _scenes(seeds), ", ".join(minutes), where])
+        hardware = ", ".join(dict.fromkeys(run.hardware for run in seeds))
+        rows.append([code(name), code(options), *errors, _scenes(seeds), ", ".join(minutes), hardware])
     headings = ["run", "differs from the preset", "validation", "test, single", "test, average-10"]
     return markdown_table([*headings, "scenes", "minutes", "on"], rows, left=2)
 
@@ -36,7 +36,7 @@ _ERRORS = ("validation_percent", "test_percent", "average_percent")
 
 
 def changes(results: Results, base: str, *patterns: str) -> str:
-    """Runs of one seed beside one of them, `base`: what each changes in it, where it looks, errors."""
+    """Runs of one seed compared with the run `base`: what each changes in it, distances of its glimpses, errors."""
     ((reference,),) = results.select(base).values()
     rows = []
     for name, (run,) in results.select(base, *patterns).items():
@@ -92,7 +92,7 @@ def headline(results: Results, *names: str) -> str:
 
 
 def published(results: Results) -> str:
-    """Everything in published.json."""
+    """All entries of published.json."""
     rows = [
         [
             entry["task"] + (f', "{entry["composition"]}"' if entry["composition"] else ""),
@@ -110,41 +110,41 @@ def published(results: Results) -> str:
 
 
 def by_glimpse(results: Results, *names: str) -> str:
-    """Error after each glimpse, and where it lies: means over the seeds of each run."""
+    """Error after each glimpse, and its distance from the digit's centre: means over the seeds of each run."""
     rows = []
     for name, seeds in results.select(*names).items():
-        found = [run.measured["test single"] for run in seeds]
-        errors = [f"{100 - accuracy:.2f}" for accuracy in _means(found, "accuracy_by_glimpse_percent")]
-        distances = [f"{distance:.1f}" for distance in _means(found, "distance_by_glimpse_pixels")]
-        last = ", ".join(f"{test['distance_by_glimpse_pixels'][-1]:.1f}" for test in found)
+        tests = [run.measured["test single"] for run in seeds]
+        errors = [f"{100 - accuracy:.2f}" for accuracy in _means(tests, "accuracy_by_glimpse_percent")]
+        distances = [f"{distance:.1f}" for distance in _means(tests, "distance_by_glimpse_pixels")]
+        last = ", ".join(f"{test['distance_by_glimpse_pixels'][-1]:.1f}" for test in tests)
         rows += [[code(name), "error in %", "", *errors], ["", "distance", last, *distances]]
-        if all("spread_by_glimpse_pixels" in test for test in found):
-            spreads = [f"{spread:.1f}" for spread in _means(found, "spread_by_glimpse_pixels")]
+        if all("spread_by_glimpse_pixels" in test for test in tests):
+            spreads = [f"{spread:.1f}" for spread in _means(tests, "spread_by_glimpse_pixels")]
             rows.append(["", "varies by", "", *spreads])
-    most = max(map(len, rows))
-    rows = [[*row, *[""] * (most - len(row))] for row in rows]
-    headings = ["run", "after glimpse", "last, each seed", *map(str, range(1, most - 2))]
+    width = max(map(len, rows))
+    rows = [[*row, *[""] * (width - len(row))] for row in rows]
+    headings = ["run", "after glimpse", "last, each seed", *map(str, range(1, width - 2))]
     return markdown_table(headings, rows, left=2)
 
 
-def _means(found: Sequence[dict[str, Any]], field: str) -> list[float]:
-    """Means, over seeds, of a list that each measurement has."""
-    return [statistics.mean(values) for values in zip(*(test[field] for test in found), strict=True)]
+def _means(tests: Sequence[dict[str, Any]], field: str) -> list[float]:
+    """Element-wise means over evaluations of a field that is a list."""
+    return [statistics.mean(values) for values in zip(*(test[field] for test in tests), strict=True)]
 
 
 def number_of_glimpses(results: Results, *names: str) -> str:
-    """Error by number of glimpses: the named runs stopped early, runs trained for that number, and the paper."""
+    """Error by number of glimpses: of the named runs stopped early, of runs trained for that number, of the paper."""
     rows = []
     for seeds in results.select(*names).values():
         run = seeds[0]
         task, env = run.numbers.config.task, run.numbers.config.env_config
         entries = [entry for entry in _read_published(results) if _is_of(entry, task, env)]
-        found = [each.measured["test single"] for each in seeds]
-        stopped = [100 - accuracy for accuracy in _means(found, "accuracy_by_glimpse_percent")]
+        tests = [run.measured["test single"] for run in seeds]
+        stopped = [100 - accuracy for accuracy in _means(tests, "accuracy_by_glimpse_percent")]
         trained = {
-            each.numbers.config.env_config.num_glimpses: each
-            for each in results.runs
-            if each.id.startswith(f"glimpses/{task}/")
+            other.numbers.config.env_config.num_glimpses: other
+            for other in results.runs
+            if other.id.startswith(f"glimpses/{task}/")
         }
         for count in range(2, 9):
             paper = _published_error(entries, NIPS, count)
@@ -165,20 +165,18 @@ def number_of_glimpses(results: Results, *names: str) -> str:
 
 
 def places(results: Results, *names: str) -> str:
-    """What a network errs when it looks at other places than its own, from compare/NAME.json."""
+    """Error of a network at its own locations and at scripted ones, from compare/NAME.json."""
     rows = []
     for name in names:
         own, *others = json.loads((results.root / "compare" / f"{name}.json").read_text())
         by_policy = {other["policy"]: other for other in others}
-        rows.append(
-            [code(own["policy"]), *(_error_and_distances(each) for each in (own, *map(by_policy.get, SCRIPTS)))]
-        )
+        rows.append([code(own["policy"]), *(_error_and_distances(row) for row in (own, *map(by_policy.get, SCRIPTS)))])
     return markdown_table(["network", "its own places", *SCRIPTS.values()], rows)
 
 
-def _error_and_distances(found: dict[str, Any]) -> str:
-    distances = found["distance_by_glimpse_pixels"]
-    return f"{found['error_percent']:.2f} ({distances[1]:.0f}, {distances[-1]:.0f})"
+def _error_and_distances(evaluation: dict[str, Any]) -> str:
+    distances = evaluation["distance_by_glimpse_pixels"]
+    return f"{evaluation['error_percent']:.2f} ({distances[1]:.0f}, {distances[-1]:.0f})"
 
 
 def probe(results: Results, by: str) -> str:
@@ -189,22 +187,22 @@ def probe(results: Results, by: str) -> str:
         points = [json.loads(line) for line in path.read_text().splitlines()]
         policies = list(dict.fromkeys(point["policy"] for point in points))
         for policy in policies:
-            found = [point for point in points if point["policy"] == policy]
-            values = [str(point["value"]) for point in found]
-            errors = [f"{point['error_percent']:.2f}" if point["episodes"] else "none" for point in found]
+            own = [point for point in points if point["policy"] == policy]
+            values = [str(point["value"]) for point in own]
+            errors = [f"{point['error_percent']:.2f}" if point["episodes"] else "none" for point in own]
             rows.append(
                 [code(policy) if policy.startswith("pretrained:") else f"{policy} places, its network", *errors]
             )
             if policy == policies[0] and by in ("clutter", "canvas"):
-                last = [f"{point['distance_by_glimpse_pixels'][-1]:.1f}" for point in found]
+                last = [f"{point['distance_by_glimpse_pixels'][-1]:.1f}" for point in own]
                 rows.append(["distance of its last glimpse", *last])
             if policy == policies[0] and by in ("position", "overlap"):
-                rows.append(["scenes", *(f"{point['episodes']:,}" for point in found)])
+                rows.append(["scenes", *(f"{point['episodes']:,}" for point in own)])
     return markdown_table(["", *values], rows)
 
 
 def memory(results: Results) -> str:
-    """Stable-Baselines3's agents side by side, and what each had reached when the one without a memory was done."""
+    """PPO with and without LSTM: final errors, and the best error of each in the training time of PPO."""
     rows = []
     for name, (recurrent,) in results.select("sb3/*/*ppo-lstm-*").items():
         ((control,),) = results.select(name.replace("ppo-lstm-", "ppo-")).values()
@@ -228,7 +226,7 @@ def _curve(run: StoredRun) -> list[tuple[float, float]]:
 
 
 def training_speed(results: Results) -> str:
-    """Images a second in training, as a multiple of plain PyTorch code's, from benchmarks/results."""
+    """Training images per second as a multiple of a plain PyTorch loop's, from benchmarks/results."""
     rows = []
     root = results.root.parent
     for path in sorted((root / "benchmarks" / "results").glob("**/training.json")):
@@ -247,9 +245,9 @@ def training_speed(results: Results) -> str:
                 ratios = [max(rate.values()) / max(plain[case].values()) for case, rate in alone.items()]
                 if ratios:
                     hardware = measured["hardware"]
-                    where = [hardware["cpu"], str(threads), f"{hardware['load_average_before']:.1f}"]
+                    machine = [hardware["cpu"], str(threads), f"{hardware['load_average_before']:.1f}"]
                     spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-                    rows.append([*where, precision, spread, code(str(path.parent.relative_to(root)))])
+                    rows.append([*machine, precision, spread, code(str(path.parent.relative_to(root)))])
     headings = ["processor", "threads", "load before", "precision", "times the plain loop's rate, by task"]
     return markdown_table([*headings, "measured in"], sorted(rows))
 
@@ -266,7 +264,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "memory": memory,
     "training-speed": training_speed,
 }
-"""Kinds of tables. Each takes the results, then the words that follow its name in the comment."""
+"""Functions that make tables, by name. Each takes the results, then the words after its name in the comment."""
 
 
 def _read_published(results: Results) -> list[dict[str, Any]]:
@@ -274,14 +272,14 @@ def _read_published(results: Results) -> list[dict[str, Any]]:
 
 
 def _is_of(entry: dict[str, Any], task: str, env: GlimpseConfig) -> bool:
-    """Whether a published figure is of a task with this composition."""
+    """Whether a published error is for this task and composition."""
     return entry["task"] == task and entry["composition"] in (None, env.composition)
 
 
 def _published_error(entries: Sequence[dict[str, Any]], who: str, glimpses: int) -> str:
-    """What a work reports of hard attention with so many glimpses."""
-    found = [e for e in entries if (e["who"], e["glimpses"], e["attention"]) == (who, glimpses, "hard")]
-    return f"{found[0]['error_percent']:.2f}" if found else ""
+    """The error that a publication reports for hard attention with this number of glimpses; "" if it has none."""
+    matching = [e for e in entries if (e["who"], e["glimpses"], e["attention"]) == (who, glimpses, "hard")]
+    return f"{matching[0]['error_percent']:.2f}" if matching else ""
 
 
 def _describe(run: StoredRun) -> str:
@@ -291,6 +289,6 @@ def _describe(run: StoredRun) -> str:
 
 
 def _scenes(seeds: Sequence[StoredRun]) -> str:
-    """Training scenes; of seeds that differ in them, the fewest and the most."""
+    """Number of training scenes; the smallest and the largest number if seeds differ."""
     counts = sorted({f"{run.numbers.scenes / 1e6:.1f} M" for run in seeds if run.numbers.scenes is not None})
     return " to ".join(counts[:: max(len(counts) - 1, 1)])

@@ -31,11 +31,11 @@ def watch(
     Args:
         run: The run's folder, or pretrained:NAME.
         gif: File to write.
-        episodes: Number of scenes, shown one after the other.
+        episodes: Number of scenes to show, one after the other.
         first: Index of the first scene in the split.
         split: Split of the scenes.
         data_root: Folder with the datasets; default: the one that the run was trained with.
-        other_data: Play it though the environment or the images are not those that it learned from.
+        other_data: Allow an environment or images other than those that the run learned from.
         milliseconds: Time that each glimpse is shown for.
     """
     trained = load_run(run, "cpu", data_root)

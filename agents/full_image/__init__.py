@@ -1,1 +1,1 @@
-"""Networks that see the whole canvas at once: references for agents that must choose where to look."""
+"""Networks that see the whole canvas at once: references for agents that choose where to look."""

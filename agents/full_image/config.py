@@ -1,4 +1,4 @@
-"""FullImageConfig: all that defines a training run of a network on whole canvases, and the presets per task."""
+"""FullImageConfig, the training config of networks that see the whole canvas, and the presets of each task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = Literal["cnn", "mlp"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullImageConfig(NativeConfig):
-    """One training run. Together with the package versions it determines every number of the run.
+    """Training config of a whole-image network. With the package versions it determines every number of the run.
 
     Raises:
         ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
@@ -27,10 +27,10 @@ class FullImageConfig(NativeConfig):
     network: Annotated[Network, tyro.conf.Suppress] = "cnn"
     """Convolutional, or fully connected."""
     channels: Annotated[tuple[Units, ...], MinLen(1)] = (16, 32, 64, 128)
-    """Of the cnn: channels of each block, a 3x3 convolution, batch normalization and ReLU; width and height are
-    halved between blocks and averaged away after the last."""
+    """cnn: channels of each block of 3x3 convolution, batch normalization and ReLU. Max-pooling halves width and height
+    between blocks; the average over all pixels follows the last."""
     hidden_sizes: Annotated[tuple[Units, ...], MaxLen(64)] = (256, 256)
-    """Of the mlp: units of each hidden layer; the default is the paper's fully connected baseline."""
+    """mlp: units of each hidden layer; the default is the paper's fully connected baseline."""
 
     @property
     def agent(self) -> str:
@@ -39,13 +39,13 @@ class FullImageConfig(NativeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = self.env_config.canvas_size.bit_length()
-        if len(self.channels) > most:
-            raise ValueError(f"channels must be 1 to {most} numbers for this canvas, got {len(self.channels)}")
+        max_blocks = self.env_config.canvas_size.bit_length()
+        if len(self.channels) > max_blocks:
+            raise ValueError(f"channels must be 1 to {max_blocks} numbers for this canvas, got {len(self.channels)}")
 
     @property
     def training_env_config(self) -> GlimpseConfig:
-        """The same scenes as those of `env_config`, which do not depend on the sensor, with the cheapest sensor."""
+        """`env_config` with the cheapest glimpses, which these networks do not use; the scenes are the same."""
         return self.env_config.replace(num_glimpses=1, num_scales=1, patch_size=1)
 
 
@@ -71,12 +71,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "cluttered-100x8": {**_MLP, "epochs": 60},
     },
 }
-"""What each task changes in FullImageConfig."""
+"""Presets: network -> task -> fields of FullImageConfig and their values."""
 
 CONFIG = FullImageConfig
 
 
 def preset(task: str, agent: str) -> FullImageConfig:
-    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `agents.registry.Agent`."""
+    """The training config with the defaults of `train AGENT --task TASK`; see `agents.registry.Agent`."""
     network = cast(Network, agent)
     return FullImageConfig(network=network, task=task, **preset_fields(PRESETS[network], task))

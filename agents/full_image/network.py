@@ -14,7 +14,7 @@ from .config import FullImageConfig
 
 
 def make_model(config: FullImageConfig, env: GlimpseVectorEnv) -> nn.Module:
-    """A fresh network for an environment's canvases, with weights drawn from the run's seed."""
+    """A new network for an environment's canvases, with weights drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.network == "mlp":
@@ -26,7 +26,7 @@ def make_model(config: FullImageConfig, env: GlimpseVectorEnv) -> nn.Module:
 
 
 def make_mlp(sizes: tuple[int, ...], num_classes: int) -> nn.Sequential:
-    """Fully connected ReLU layers from sizes[0] values on, and a linear one.
+    """An MLP: sizes[0] inputs, a ReLU layer of each further size, and a linear layer.
 
     Source: Mnih et al. 2014, section 4.1, the baselines "FC, 2 layers".
     """
@@ -38,7 +38,7 @@ def make_mlp(sizes: tuple[int, ...], num_classes: int) -> nn.Sequential:
 
 class Cnn(nn.Module):
     """Blocks of 3x3 convolution, batch normalization and ReLU with max-pooling between them, then the average over all
-    places and a linear layer. Takes canvases of any side of at least 2 ** (blocks - 1).
+    pixels and a linear layer. Takes canvases of any side of at least 2 ** (blocks - 1).
     """
 
     def __init__(self, channels: tuple[int, ...], num_classes: int) -> None:
@@ -53,7 +53,7 @@ class Cnn(nn.Module):
         for number, (convolve, normalize) in enumerate(zip(self.convolutions, self.normalizations, strict=True)):
             if number:
                 hidden = max_pool2d(hidden, 2)
-            # Channels side by side in memory: nearly twice as fast on a CPU.
+            # The channels_last memory format is nearly twice as fast on a CPU.
             hidden = convolve(hidden).contiguous(memory_format=torch.channels_last)
             hidden = normalize(hidden).relu()
         return self.classifier(hidden.mean((-1, -2)))

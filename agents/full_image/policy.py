@@ -17,18 +17,17 @@ from .network import make_model
 
 
 def pixels(env: GlimpseVectorEnv) -> Tensor:
-    """What the networks see: the hidden canvases of the running episodes, float32 (N, C, S, S) in [0, 1]."""
+    """Input of the networks: the canvases of the current episodes, float32 (N, C, S, S) in [0, 1]."""
     return env.canvases.to(torch.float32) / 255
 
 
 class FullImagePolicy:
-    """Answers from the hidden canvas, which no glimpse shows whole. Looks at the centre; what is seen there changes
-    nothing.
+    """Answers from the hidden canvas. It looks at the centre and ignores the glimpses.
 
     Args:
         model: the network, in evaluation mode, on the environment's device.
-        env: what it plays; it reads the hidden canvases.
-        name: for reports.
+        env: the environment to play; the policy reads its hidden canvases.
+        name: name in reports.
     """
 
     answers_early = False
@@ -37,7 +36,7 @@ class FullImagePolicy:
         self.model, self.env, self.name = model, env, name
 
     def act(self, observation: dict[str, Any], state: Tensor | None) -> tuple[dict[str, Any], Tensor]:
-        """The next action; the state is the label's log-probabilities, found at the first step of an episode."""
+        """The next action; the state is the label's log-probabilities, computed at the first step of an episode."""
         if state is None:
             state = self.model(pixels(self.env)).log_softmax(-1)
         location = torch.zeros_like(observation["location"])
@@ -52,7 +51,7 @@ def load(folder: RunFolder, config: FullImageConfig) -> TrainedRun:
     model.eval()
 
     def make(env: GlimpseVectorEnv, locator: str | None = None, name: str = config.agent) -> FullImagePolicy:
-        assert locator is None, "it does not look"
+        assert locator is None, "a whole-image network takes no glimpses"
         return FullImagePolicy(model, env, name)
 
     return TrainedRun(folder.path, config, data, epoch, model, make, looks=False)

@@ -19,13 +19,13 @@ from .policy import FullImagePolicy, pixels
 
 
 class FullImageLearner(Learner):
-    """Draws scenes and gives the cross-entropy of the network's answers.
+    """The network on whole canvases, and the cross-entropy of its answers as the loss.
 
     Args:
-        config: the run.
-        env: one lane for each scene; its sensor is not used.
-        generator: not used; nothing but the scenes is drawn.
-        ranks: one process alone, since batch normalization sees its own part of a batch only.
+        config: training config of the run.
+        env: the environment, one lane for each scene.
+        generator: not used, since only the scenes are random.
+        ranks: must be one process, since batch normalization needs the whole batch.
 
     Raises:
         ValueError: there are several processes.
@@ -54,7 +54,7 @@ class FullImageLearner(Learner):
         return loss, torch.stack((is_right.mean(), loss.detach().to(torch.float64)))
 
     def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> FullImagePolicy:
-        """Plays episodes of the task itself."""
+        """The network as a policy."""
         return FullImagePolicy(model.eval(), env)
 
 

@@ -1,1 +1,1 @@
-"""Stable-Baselines3 agents: recurrent PPO and its memoryless control."""
+"""Stable-Baselines3 agents: recurrent PPO, and PPO without memory as its control."""

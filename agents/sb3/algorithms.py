@@ -1,6 +1,6 @@
-"""PPO and RecurrentPPO whose rollouts know the right labels of ended episodes, for the auxiliary loss.
+"""PPO and RecurrentPPO whose rollout buffers store the right labels of ended episodes, for the auxiliary loss.
 
-Nothing else differs, and no observation that a policy acts on holds a label.
+Nothing else differs from the originals. The observations that a policy acts on contain no label.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from .network import LABEL
 
 
 class _Labelled:
-    """A rollout buffer that adds `label` to the observations it gives out; see `agents.sb3.network.LABEL`."""
+    """A rollout buffer whose batches have `label` among the observations; see `agents.sb3.network.LABEL`."""
 
     def reset(self: Any) -> None:
-        """Empties it."""
+        """Empties the buffer."""
         self.obs_shape.pop(LABEL, None)
         super().reset()  # type: ignore[misc]
         self.labels = np.zeros((self.buffer_size, self.n_envs, 1), np.float32)
 
-    def note_labels(self: Any, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
-        """Notes the labels of the episodes that end with the step that is added next."""
+    def store_labels(self: Any, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
+        """Stores the labels of the episodes that end with the next step to be added."""
         for lane in np.flatnonzero(dones):
             self.labels[self.pos, lane] = 1 + infos[lane]["label"]
 
     def get(self: Any, batch_size: int | None = None) -> Any:
-        """Batches of what is in it."""
+        """The content of the buffer in batches."""
         if LABEL not in self.observations:
             self.observations[LABEL], self.obs_shape[LABEL] = self.labels, (1,)
         return super().get(batch_size)  # type: ignore[misc]
@@ -53,7 +53,7 @@ class LabelledPPO(PPO):
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        self.rollout_buffer.note_labels(infos, dones)  # type: ignore[attr-defined]
+        self.rollout_buffer.store_labels(infos, dones)  # type: ignore[attr-defined]
 
 
 class LabelledRecurrentPPO(RecurrentPPO):
@@ -74,4 +74,4 @@ class LabelledRecurrentPPO(RecurrentPPO):
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        self.rollout_buffer.note_labels(infos, dones)  # type: ignore[attr-defined]
+        self.rollout_buffer.store_labels(infos, dones)  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Checkpoints: Stable-Baselines3's zip with run.json in it, read without running code that it may hold.
+"""Checkpoints: Stable-Baselines3's zip files with run.json added, read without executing code in them.
 
-Stable-Baselines3's own loader reads every entry of a zip, and unpickles some of them. Here three entries are read and
-all others are ignored: run.json, policy.pth and, to resume, policy.optimizer.pth. The last two go through
-`torch.load(weights_only=True)`, which builds tensors and refuses everything else. What comes of it is taken only if it
-is finite and has the names, shapes and dtypes of the model that config.json describes.
+Stable-Baselines3's own loader unpickles entries of the zip, which can execute code. This loader reads three entries:
+run.json, policy.pth and, to resume, policy.optimizer.pth. It reads the last two by `torch.load(weights_only=True)`,
+which accepts tensors only, and checks that they are finite and have the names, shapes and dtypes of the model that
+config.json describes.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ BEST, LAST = "best_model.zip", "last_model.zip"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunState:
-    """How far a run was when a checkpoint was written: what run.json holds.
+    """Content of run.json: how far training had come when the checkpoint was written.
 
     Raises:
-        ValueError: a field is of another type or out of range.
+        ValueError: a field has a wrong type or is out of range.
     """
 
     epoch: Whole
-    """Complete epochs."""
+    """Number of complete epochs."""
     seconds: NotNegative
-    """Training time of these, without validation."""
+    """Training time of these epochs in seconds, without validation."""
     steps: Annotated[int, Interval(ge=0, le=2**63 - 1)]
-    """Environment steps."""
+    """Number of environment steps."""
     updates: Annotated[int, Interval(ge=0, le=2**63 - 1)]
-    """Passes over rollouts, as Stable-Baselines3 counts them."""
+    """Number of passes over rollouts, as Stable-Baselines3 counts them."""
     best_error: Percent | None
     """Lowest validation error, in percent; None before the first validation."""
     best_epoch: Whole
-    """The epoch of that error; 0 before the first."""
+    """Epoch of that error; 0 before the first validation."""
     fingerprint: SHA256
-    """That of config.json, of the data that the run learns from."""
+    """Fingerprint in config.json, of the data that the run learns from."""
 
     def __post_init__(self) -> None:
         check_fields(RunState, vars(self))
@@ -61,7 +61,7 @@ class RunState:
 
 
 def save_checkpoint(model: Any, folder: RunFolder, name: str, state: RunState) -> None:
-    """Writes a model as Stable-Baselines3 does, with run.json in the zip, whole or not at all."""
+    """Writes a model as Stable-Baselines3 does, with run.json added to the zip. The write is atomic."""
     buffer = io.BytesIO()
     model.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
@@ -72,43 +72,43 @@ def save_checkpoint(model: Any, folder: RunFolder, name: str, state: RunState) -
 def load_checkpoint(
     folder: RunFolder, name: str, policy: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> RunState:
-    """Puts a checkpoint's weights into a policy, and the state of Adam into its optimizer if one is given.
+    """Loads a checkpoint's weights into a policy and, if an optimizer is given, Adam's state into it.
 
     Returns:
-        How far the run was.
+        The content of run.json.
 
     Raises:
-        RunError: the file is missing, damaged, no regular file, or holds other tensors than the policy
-            and the optimizer have. Both are then as they were.
+        RunError: the file is missing, damaged or not a regular file, or its tensors do not fit the policy or the
+            optimizer. Both are then unchanged.
     """
     path = folder.path / name
     weights = policy.state_dict()
-    # Twice the tensors, and room for the names: what is larger does not fit.
+    # A larger file cannot fit: twice the size of the tensors, and room for their names.
     limit = 2 * sum(value.numel() * value.element_size() for value in weights.values()) + 2**20
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             fields = json.loads(_read_entry(archive, RUN_ENTRY, 2**16))
-            held = _read_tensors(archive, POLICY_ENTRY, limit)
-            held_state = _read_tensors(archive, OPTIMIZER_ENTRY, 2 * limit)["state"] if optimizer is not None else {}
+            stored_weights = _read_tensors(archive, POLICY_ENTRY, limit)
+            adam_state = _read_tensors(archive, OPTIMIZER_ENTRY, 2 * limit)["state"] if optimizer is not None else {}
         state = RunState(**check_stored(RunState, fields))
     except FileNotFoundError:
         raise RunError(f"{folder.path} has no checkpoint {name} yet") from None
     except RunError:
         raise
-    except Exception as error:  # zipfile, json and torch meet damaged files with whatever error they lead to
+    except Exception as error:  # zipfile, json and torch raise many types of error on damaged files
         raise RunError(f"{path} is damaged and cannot be read: {error}") from error
     if state.fingerprint != folder.read_about()["fingerprint"]:
         raise RunError(f"{path} is of a run on other data than {folder.path}/config.json says")
     try:
-        check_tensors("weights", held, weights)
+        check_tensors("weights", stored_weights, weights)
         if optimizer is not None:
-            check_adam_state(held_state, optimizer)
+            check_adam_state(adam_state, optimizer)
     except ValueError as error:
         raise RunError(f"{path} does not fit its config.json: {error}") from error
-    policy.load_state_dict(held)
+    policy.load_state_dict(stored_weights)
     if optimizer is not None:
-        # Learning rate and the like are the run's configuration, not the file's.
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": held_state})
+        # The learning rate and other hyperparameters come from the training config, not from the file.
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": adam_state})
     return state
 
 
@@ -121,13 +121,13 @@ def _read_entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _read_tensors(archive: zipfile.ZipFile, name: str, limit: int) -> Any:
-    """What `torch.save` wrote: tensors, on the CPU, in containers of Python's own."""
+    """An entry that `torch.save` wrote: tensors, on the CPU, in dicts and lists."""
     data = _read_entry(archive, name, limit)
     with zipfile.ZipFile(io.BytesIO(data)) as inner:
-        # torch.save compresses nothing, so that what is unpacked is no larger than what was read.
+        # torch.save does not compress, so a compressed entry is not its own and could unpack to any size.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in inner.infolist()):
             raise ValueError(f"{name} must not be compressed")
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose message, of many lines, advises to trust the file
+    except pickle.UnpicklingError as error:  # its long message advises to trust the file
         raise ValueError(f"{name} must hold tensors and nothing else") from error

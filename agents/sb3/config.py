@@ -1,4 +1,4 @@
-"""Sb3Config: all that defines a training run of PPO, with or without recurrence, and the presets per task."""
+"""Sb3Config, the training config of PPO and RecurrentPPO, and the presets of each task."""
 
 from __future__ import annotations
 
@@ -17,65 +17,65 @@ Algorithm = Literal["sb3-ppo-lstm", "sb3-ppo"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sb3Config(TrainConfig):
-    """One training run. Names that Stable-Baselines3 has too mean what they mean there.
+    """Training config of PPO and RecurrentPPO. Fields that Stable-Baselines3 also has mean the same there.
 
     Raises:
         ValueError: a field has a wrong type or value; the message names the field, what it must be and what came.
     """
 
     algorithm: Annotated[Algorithm, tyro.conf.Suppress] = "sb3-ppo-lstm"
-    """RecurrentPPO, or PPO, its memoryless control."""
+    """RecurrentPPO, or PPO, its control without memory."""
     task: str = "digits"
     """Task to learn; see the README's table."""
 
     action: Literal["multi-discrete", "box"] = "multi-discrete"
-    """Form of actions: the cell of a grid and the label, or x, y and a score per label, with normal noise."""
+    """Action form. multi-discrete: a grid cell and a label. box: x, y and a score per label, with normal noise."""
     grid_size: Annotated[int, Interval(ge=1, le=1024)] = 7
     """Cells along each axis of the canvas, for multi-discrete actions."""
     log_std_init: float = -1.5
-    """Logarithm of the noise's standard deviation at the beginning, for box actions."""
+    """Initial logarithm of the noise's standard deviation, for box actions."""
     shaping: Literal["none", "every-answer"] = "none"
-    """Reward in training: the environment's alone, or shaping_weight more for each earlier step whose label is right,
-    which asks for the right label as soon as possible. Validation is never shaped."""
+    """Reward in training. none: the environment's. every-answer: shaping_weight more for each earlier step with the
+    right label, which rewards early right answers. Validation always has the environment's reward."""
     shaping_weight: NotNegative = 0.2
-    """What an earlier right label earns under shaping "every-answer"."""
+    """Reward for an earlier right label, with shaping "every-answer"."""
     auxiliary_weight: NotNegative = 0.0
-    """Weight of the answer's cross-entropy beside PPO's loss; 0 is reinforcement learning alone."""
+    """Weight of the answer's cross-entropy, added to PPO's loss; 0 learns from the reward alone."""
 
     total_timesteps: Annotated[int, Interval(ge=1, le=10**12)] = 1_000_000
-    """Environment steps to learn from, rounded up to whole rollouts."""
+    """Environment steps of the whole run, rounded up to whole rollouts."""
     n_envs: Annotated[int, Interval(ge=1, le=2**16)] = 256
-    """Environments played at once."""
+    """Number of parallel environments."""
     episodes_per_rollout: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Episodes that each environment plays between two updates; n_steps is this many times the glimpses."""
+    """Episodes that each environment plays in one rollout; n_steps is this number times num_glimpses."""
     minibatches: Count = 2
-    """Batches that a rollout is split into; batch_size is n_envs * n_steps divided by it."""
+    """Number of batches of a rollout; batch_size is n_envs * n_steps divided by it."""
     n_epochs: Annotated[int, Interval(ge=1, le=1024)] = 4
     """Passes over each rollout."""
     learning_rate: Positive = 3e-3
-    """Adam's learning rate at the beginning; it falls linearly to 0."""
+    """Adam's initial learning rate; it falls linearly to 0."""
     gamma: Share = 1.0
-    """Discount; the one reward comes at the end, so 1 is the natural choice."""
+    """Discount factor. The only reward comes at the end, so the default is 1."""
     gae_lambda: Share = 1.0
-    """Trade-off of bias and variance in the advantages; 1 trusts rewards alone."""
+    """Bias-variance trade-off of generalised advantage estimation; 1 is without bias."""
     clip_range: Positive = 0.2
-    """How far an update may change the probability of an action."""
+    """Clipping range of the probability ratio."""
     ent_coef: NotNegative = 0.01
-    """Weight of the entropy of what is read of an action."""
+    """Weight of the entropy of the part of the action that the environment reads."""
     vf_coef: NotNegative = 0.5
     """Weight of the critic's squared error."""
     max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
 
     location_gradient: bool = True
-    """Let the choice of locations train all of the network, and not its own layer alone."""
+    """Let the gradient of the locations train the whole network; False: only its own output layer."""
     hidden_size: Units = 256
-    """Units of the LSTM and of the glimpse encoding, and of each layer of the memoryless control."""
+    """Units of the LSTM and of the glimpse encoding; of PPO's hidden layers."""
     glimpse_hidden_size: Units = 128
-    """Units that encode what is seen, and as many that encode where."""
+    """Units that encode the glimpse, and as many that encode its location."""
 
     evaluate_every: Annotated[int, Interval(ge=1, le=10**12)] = 50_000
-    """Environment steps between evaluations on the validation split, rounded to whole rollouts: one epoch."""
+    """Environment steps between validations, rounded to whole rollouts; this is one epoch."""
 
     @property
     def agent(self) -> str:
@@ -83,7 +83,7 @@ class Sb3Config(TrainConfig):
         return self.algorithm
 
     def planned_fields(self) -> list[str]:
-        """Names of the fields by which an epoch depends on the number of epochs."""
+        """Names of the fields that make what an epoch does depend on the total number of epochs."""
         return ["learning_rate"]
 
     def __post_init__(self) -> None:
@@ -95,29 +95,28 @@ class Sb3Config(TrainConfig):
 
     @property
     def rollout_steps(self) -> int:
-        """Environment steps in one rollout, over all environments."""
+        """Environment steps of one rollout, over all environments."""
         return self.n_envs * self.episodes_per_rollout * self.env_config.num_glimpses
 
     @property
     def rollouts_per_epoch(self) -> int:
-        """Rollouts between two evaluations."""
+        """Rollouts between two validations."""
         return max(1, round(self.evaluate_every / self.rollout_steps))
 
     @property
     def total_steps(self) -> int:
-        """Environment steps in the whole run: total_timesteps rounded up to whole rollouts."""
+        """Environment steps of the whole run: total_timesteps rounded up to whole rollouts."""
         return math.ceil(self.total_timesteps / self.rollout_steps) * self.rollout_steps
 
     @property
     def epochs(self) -> int:
-        """Evaluations in the whole run; the last epoch may be shorter."""
+        """Number of epochs of the whole run; the last one may be shorter."""
         return math.ceil(self.total_steps / (self.rollout_steps * self.rollouts_per_epoch))
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The run as RL Zoo writes it down; models are built from it too, so that both are the same.
+        """The hyperparameters in RL Zoo's format. `make_model` builds the model from them too.
 
-        RL Zoo runs Stable-Baselines3's own algorithms on the environment's own reward, so the auxiliary loss and reward
-        shaping are not part of it.
+        They leave out the auxiliary loss and reward shaping, which RL Zoo does not have.
         """
         size = self.hidden_size
         network: dict[str, Any] = {"net_arch": {"pi": [size, size], "vf": [size]}}
@@ -160,11 +159,13 @@ _TASKS: dict[str, dict[str, Any]] = {
 }
 
 PRESETS = {"sb3-ppo": _TASKS, "sb3-ppo-lstm": _TASKS}
-"""What each task changes in Sb3Config, for both algorithms alike: a control differs in nothing but its memory."""
+"""Preset of each task: fields of Sb3Config and their values. Both algorithms have the same, so that PPO is a control
+for memory alone.
+"""
 
 CONFIG = Sb3Config
 
 
 def preset(task: str, agent: str) -> Sb3Config:
-    """The configuration that `python -m agents train AGENT --task TASK` starts from; see `agents.registry.Agent`."""
+    """The training config with the defaults of `train AGENT --task TASK`; see `agents.registry.Agent`."""
     return Sb3Config(algorithm=cast(Algorithm, agent), task=task, **preset_fields(PRESETS[agent], task))

@@ -1,6 +1,6 @@
-"""Policies for Stable-Baselines3's PPO and RecurrentPPO: they know what they see and where, and what an action is for.
+"""Policies for Stable-Baselines3's PPO and RecurrentPPO: networks that encode glimpses and their locations.
 
-The algorithms stay Stable-Baselines3's own; all that is particular to glimpses is in the policy.
+The algorithms are Stable-Baselines3's own; everything specific to glimpses is in the policy.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn import functional
 Observation = dict[str, Tensor]
 
 LABEL = "label"
-"""Key that training adds to the observations it learns from: 1 + the right label where the answer was due, else 0."""
+"""Key that the rollout buffer adds to observations: 1 + the right label at the last step of an episode, else 0."""
 
 
 class WhatAndWhere(BaseFeaturesExtractor):
-    """Encodes a glimpse and where (and, if it is told, when) it was taken: one ReLU layer each, then one for both.
+    """Encodes a glimpse and its location and progress: one ReLU layer for each of the two, then one for both together.
 
     Source: the glimpse network of Mnih et al. 2014, section 4.
 
     Args:
         observation_space: Dict of `glimpse`, `location` and possibly `progress`.
-        hidden_size: units that encode what is seen, and as many that encode where.
-        features_dim: size of the output.
+        hidden_size: units that encode the glimpse, and as many that encode location and progress.
+        features_dim: number of output features.
     """
 
     def __init__(self, observation_space: spaces.Dict, hidden_size: int = 128, features_dim: int = 256) -> None:
@@ -49,18 +49,18 @@ class WhatAndWhere(BaseFeaturesExtractor):
 
 
 class _Parts(NamedTuple):
-    """A value (N,) of the location's part of the action distribution and one of the label's."""
+    """A value for the location part of the action distribution and one for the label part, (N,) each."""
 
     location: Tensor
     label: Tensor
 
 
 class _GlimpsePolicy:
-    """What both policies share: which part of an action counts when, and the auxiliary loss.
+    """Base of both policies: masks the unused part of each action, and adds the auxiliary loss.
 
-    Every action has a location and a label, but the environment reads the location of all actions but the last and
-    the label of the last alone. The log-probability and the entropy that PPO learns from are those of the part that is
-    read: the rest would be noise in the gradient. Which action is the last is seen from `progress`.
+    Every action has a location and a label. The environment ignores the location of the last action and the labels of
+    all others. The log-probability and the entropy that PPO learns from leave the ignored part out, which would only
+    add noise to the gradient. `progress` shows which action is the last.
     """
 
     defaults: ClassVar[dict[str, Any]] = {"features_extractor_class": WhatAndWhere, "activation_fn": nn.ReLU}
@@ -84,14 +84,16 @@ class _GlimpsePolicy:
         self.location_gradient = location_gradient
 
     def forward(self, obs: Observation, *arguments: Any, **more: Any) -> tuple[Any, ...]:
-        """Action, value and log-probability of what is read of the action (and the LSTM's state)."""
+        """Action, value, log-probability of the part of the action that counts and, with an LSTM, its state."""
         actions, values, _, *states = super().forward(obs, *arguments, **more)  # type: ignore[misc]
         return (actions, values, self._read(obs, _log_probabilities(self.action_dist, actions)), *states)
 
     def evaluate_actions(
         self, obs: Observation, actions: Tensor, *arguments: Any, **more: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, log-probability and entropy; the gradient of the log-probability carries the auxiliary loss's too."""
+        """Value, log-probability and entropy; backpropagation through the log-probability adds the auxiliary loss's
+        gradient.
+        """
         obs = dict(obs)
         labels = obs.pop(LABEL, None)
         values, _, _ = super().evaluate_actions(obs, actions, *arguments, **more)  # type: ignore[misc]
@@ -108,7 +110,7 @@ class _GlimpsePolicy:
         return values, log_probability, entropy
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        """The distribution of actions, whose location part trains what is below it only with `location_gradient`."""
+        """The action distribution. Without `location_gradient` its location part trains the output layer alone."""
         if self.location_gradient:
             return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         outputs = self.action_net(latent_pi)
@@ -122,7 +124,7 @@ class _GlimpsePolicy:
         return self.action_dist.proba_distribution(means, self.log_std)  # type: ignore[attr-defined]
 
     def _read(self, obs: Observation, parts: _Parts) -> Tensor:
-        """The sum over the parts of the action that count, (N,)."""
+        """The sum over the parts of the action that count, (N,); see the class."""
         if "progress" not in obs:
             return parts.location + parts.label
         is_answer = obs["progress"].flatten() >= 1
@@ -131,19 +133,20 @@ class _GlimpsePolicy:
 
 
 class GlimpsePolicy(_GlimpsePolicy, ActorCriticPolicy):  # type: ignore[misc]
-    """For PPO: answers and looks from the present glimpse alone.
+    """Policy for PPO: chooses label and location from the current glimpse alone.
 
     Args:
         observation_space, action_space, lr_schedule, more: as ActorCriticPolicy. Observations are a Dict of `glimpse`,
             `location` and possibly `progress`; actions are of MultiDiscreteAction or BoxAction.
-        auxiliary_weight: weight of the cross-entropy of the answer beside PPO's loss; it needs `LabelledPPO`.
-        reads_every_label: the label counts at each step, as reward shaping "every-answer" makes it.
-        location_gradient: let the choice of locations train all of the network, and not its own layer alone.
+        auxiliary_weight: weight of the answer's cross-entropy, added to PPO's loss; needs `LabelledPPO`.
+        reads_every_label: whether the label counts at each step, as with reward shaping "every-answer".
+        location_gradient: let the gradient of the locations train the whole network; False: only its output layer.
     """
 
 
 class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ignore[misc]
-    """For RecurrentPPO: answers and looks from all glimpses of the episode; one LSTM, which the critic does not train.
+    """Policy for RecurrentPPO: chooses label and location from all glimpses so far, by an LSTM that the critic shares
+    and does not train.
 
     Args: as GlimpsePolicy, and those of RecurrentActorCriticPolicy.
     """
@@ -154,7 +157,7 @@ class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ig
     def _process_sequence(  # type: ignore[override]
         features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: nn.LSTM
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As the parent's, but in one call of the LSTM where episodes start at the first step of sequences alone."""
+        """As in the parent class, but in one call of the LSTM if no episode starts inside a sequence."""
         starts = episode_starts.reshape(lstm_states[0].shape[1], -1)
         if not starts[:, 1:].any():
             keep = (1.0 - starts[:, 0])[None, :, None]
@@ -165,9 +168,9 @@ class GlimpseLstmPolicy(_GlimpsePolicy, RecurrentActorCriticPolicy):  # type: ig
 
 
 class _AddLoss(torch.autograd.Function):
-    """The first tensor unchanged; going backwards, a scalar loss gets the gradient 1, as if added to the total.
+    """Returns the first tensor unchanged; in the backward pass the scalar loss gets the gradient 1.
 
-    So an unchanged `train` of PPO, which sees log-probabilities alone, minimises its own loss plus this one.
+    So PPO's unchanged `train`, which uses only the log-probabilities, minimises its own loss plus this one.
     """
 
     @staticmethod
@@ -185,8 +188,8 @@ class _AddLoss(torch.autograd.Function):
 def label_logits(distribution: Distribution) -> Tensor:
     """Logits of the answer, (N, L).
 
-    Of Box actions, whose answer is the highest of L scores with normal noise: the scores' means in units of the noise,
-    the softmax of which resembles the probability of being the highest.
+    For box actions the answer is the highest of L scores with normal noise. Their logits are the means of the scores
+    divided by the noise's standard deviation; the softmax approximates the probability of being the highest.
     """
     if isinstance(distribution, MultiCategoricalDistribution):
         return distribution.distribution[2].logits
@@ -197,12 +200,12 @@ def label_logits(distribution: Distribution) -> Tensor:
 
 def _log_probabilities(distribution: Distribution, actions: Tensor) -> _Parts:
     if isinstance(distribution, MultiCategoricalDistribution):
-        each = zip(distribution.distribution, actions.unbind(1), strict=True)
-        column, row, label = (part.log_prob(action) for part, action in each)
+        pairs = zip(distribution.distribution, actions.unbind(1), strict=True)
+        column, row, label = (part.log_prob(action) for part, action in pairs)
         return _Parts(column + row, label)
     assert isinstance(distribution, DiagGaussianDistribution), "actions must be of MultiDiscreteAction or BoxAction"
-    each_number = distribution.distribution.log_prob(actions)
-    return _Parts(each_number[:, :2].sum(1), each_number[:, 2:].sum(1))
+    log_probabilities = distribution.distribution.log_prob(actions)
+    return _Parts(log_probabilities[:, :2].sum(1), log_probabilities[:, 2:].sum(1))
 
 
 def _entropies(distribution: Distribution) -> _Parts:
@@ -210,5 +213,5 @@ def _entropies(distribution: Distribution) -> _Parts:
         column, row, label = (part.entropy() for part in distribution.distribution)
         return _Parts(column + row, label)
     assert isinstance(distribution, DiagGaussianDistribution)
-    each_number = distribution.distribution.entropy()
-    return _Parts(each_number[:, :2].sum(1), each_number[:, 2:].sum(1))
+    entropies = distribution.distribution.entropy()
+    return _Parts(entropies[:, :2].sum(1), entropies[:, 2:].sum(1))

@@ -1,4 +1,4 @@
-"""Environments, models and policies of a Stable-Baselines3 run; and loading a run."""
+"""Environments, models and policies of a Stable-Baselines3 run, and loading a run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .network import GlimpseLstmPolicy, GlimpsePolicy, label_logits
 
 
 class EveryAnswerVecEnv(GlimpseVecEnv):
-    """Reward shaping "every-answer": `weight` more for each step before the last whose label is right.
+    """Reward shaping "every-answer": adds `weight` to the reward of each step before the last with the right label.
 
-    The labels of such steps change nothing else, and `episode` in infos is of the environment's own reward.
+    `episode` in infos is still that of the environment's own reward.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], weight: float) -> None:
@@ -37,35 +37,35 @@ class EveryAnswerVecEnv(GlimpseVecEnv):
         self.weight = weight
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the actions that `step_wait` plays."""
+        """Stores the actions for `step_wait`."""
         guesses = actions[:, 2:].argmax(1) if actions.dtype.kind == "f" else actions[:, 2]
         self.is_right = guesses == self.envs.unwrapped.labels.cpu().numpy()  # type: ignore[attr-defined]
         super().step_async(actions)
 
     def step_wait(self) -> Any:
-        """As the parent's, with the shaped reward."""
+        """As in the parent class, with the shaped reward."""
         observation, reward, done, infos = super().step_wait()
         return observation, reward + np.float32(self.weight) * (self.is_right & ~done), done, infos
 
 
 def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscreteAction | VectorBoxAction:
-    """The environment with the run's form of actions."""
+    """The environment with the run's action form."""
     if config.action == "box":
         return VectorBoxAction(envs)
     return VectorMultiDiscreteAction(envs, grid_size=config.grid_size)
 
 
-def make_env(config: Sb3Config, setting: GlimpseConfig, num_envs: int, *, shaped: bool = False) -> GlimpseVecEnv:
-    """The environment of a run, as Stable-Baselines3 takes it."""
+def make_env(config: Sb3Config, env_config: GlimpseConfig, num_envs: int, *, shaped: bool = False) -> GlimpseVecEnv:
+    """The environment of a run in the form that Stable-Baselines3 takes."""
     check_device(config.device)
-    envs = wrap_actions(GlimpseVectorEnv(num_envs, setting, device=config.device, autoreset_mode="SameStep"), config)
+    envs = wrap_actions(GlimpseVectorEnv(num_envs, env_config, device=config.device, autoreset_mode="SameStep"), config)
     if shaped and config.shaping == "every-answer":
         return EveryAnswerVecEnv(envs, config.shaping_weight)
     return GlimpseVecEnv(envs, add_progress=True)
 
 
 def make_model(config: Sb3Config, env: GlimpseVecEnv) -> LabelledPPO | LabelledRecurrentPPO:
-    """A fresh model, with weights drawn from the run's seed."""
+    """A new model, with weights drawn from the run's seed."""
     options = config.hyperparameters()
     for key in ("env_wrapper", "n_timesteps", "n_envs"):
         del options[key]
@@ -87,21 +87,21 @@ def _policy(config: Sb3Config) -> tuple[type[GlimpsePolicy | GlimpseLstmPolicy],
 
 
 class PolicyState(NamedTuple):
-    """What the policy remembers: the LSTM's state, if it has one, and the number of glimpses taken."""
+    """State of a policy: that of its LSTM, if it has one, and the number of glimpses taken."""
 
     lstm: tuple[Tensor, Tensor] | None
     num_taken: int
 
 
 class Sb3Policy:
-    """A trained Stable-Baselines3 policy as a `ram_gym.Policy`: takes the likeliest location and label.
+    """A trained Stable-Baselines3 policy as a `ram_gym.Policy`. It takes the most probable location and label.
 
     Args:
         policy: the network, on the environment's device.
-        env: what it will play.
-        config: the run it is of.
-        name: for reports.
-        locator: chooses the locations instead of the policy.
+        env: the environment to play.
+        config: training config of the run.
+        name: name in reports.
+        locator: scripted locator that chooses the locations instead of the policy.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Sb3Policy:
         locator: ScriptedLocator | None = None,
     ) -> None:
         self.policy, self.name, self.locator = policy, name, locator
-        # Otherwise labels before the last step train nothing.
+        # Without this shaping, labels before the last step are not trained.
         self.answers_early = config.shaping == "every-answer"
         self.num_glimpses = env.config.num_glimpses
         self.decode, self.is_box = wrap_actions(env, config).actions, config.action == "box"
@@ -124,19 +124,20 @@ class Sb3Policy:
         num_taken += 1
         location = observation["location"]
         progress = torch.full_like(location[:, :1], num_taken / self.num_glimpses)
-        seen = {"glimpse": observation["glimpse"], "location": location, "progress": progress}
+        obs = {"glimpse": observation["glimpse"], "location": location, "progress": progress}
         distribution: Distribution
         if isinstance(self.policy, GlimpseLstmPolicy):
             if lstm is None:
                 layers, _, size = self.policy.lstm_hidden_state_shape
                 lstm = (location.new_zeros(layers, len(location), size),) * 2
             starts = location.new_zeros(len(location))
-            distribution, lstm = self.policy.get_distribution(seen, lstm, starts)  # type: ignore[arg-type,assignment]
+            distribution, lstm = self.policy.get_distribution(obs, lstm, starts)  # type: ignore[arg-type,assignment]
         else:
-            distribution = self.policy.get_distribution(seen)
+            distribution = self.policy.get_distribution(obs)
         mode = distribution.mode()
         if self.is_box:
-            # As Stable-Baselines3 does in training and validation: of scores above 1, the first is the answer.
+            # As Stable-Baselines3 does in training and validation. If several scores exceed 1, the first one is the
+            # answer.
             mode = mode.clamp(-1.0, 1.0)
         action = self.decode(mode)
         if self.locator is not None:

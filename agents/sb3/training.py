@@ -1,7 +1,7 @@
-"""Training runs of PPO and RecurrentPPO: Stable-Baselines3 learns, a run folder keeps what comes of it.
+"""Trains PPO and RecurrentPPO by Stable-Baselines3, and writes the run folder.
 
-An epoch is a function of the weights it begins with and of its number: when it begins, random generators and
-environments are seeded from (seed, epoch). So a run resumes bit-exactly from its last complete epoch.
+At the beginning of an epoch, random generators and environments are seeded from (seed, epoch). So a run resumes
+bit-exactly from its last complete epoch.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ PACKAGES = ("stable-baselines3", "sb3-contrib")
 
 
 class RunCallback(EvalCallback):
-    """Ends and begins epochs: validates, keeps the best and the last model, writes metrics, seeds what is random.
+    """Begins and ends epochs: seeds, validates, saves the best and the last model, writes metrics.
 
     Args:
-        config: the run.
-        folder: where it is written; None keeps nothing.
-        is_interrupted: tells whether to stop; asked at each step.
+        config: training config of the run.
+        folder: folder to write the run to; None writes nothing.
+        is_interrupted: returns whether to stop; called at each step.
         on_progress: called a few times a second.
     """
 
@@ -54,14 +54,14 @@ class RunCallback(EvalCallback):
         is_interrupted: Any = lambda: False,
         on_progress: OnProgress | None = None,
     ) -> None:
-        setting = config.env_config.replace(split="validation")
-        num_images = make_env(config, setting, 1).get_attr("num_images")[0]
-        validation_env = make_env(config, setting, num_images)
+        env_config = config.env_config.replace(split="validation")
+        num_images = make_env(config, env_config, 1).get_attr("num_images")[0]
+        validation_env = make_env(config, env_config, num_images)
         super().__init__(validation_env, n_eval_episodes=num_images, eval_freq=1, verbose=0)
         self.config, self.folder, self.is_interrupted, self.on_progress = config, folder, is_interrupted, on_progress
         self.data = describe_data(config.env_config)
-        self.epoch = 0  # complete ones
-        self.seconds = 0.0  # of training, in complete epochs, validation not counted
+        self.epoch = 0  # number of complete epochs
+        self.seconds = 0.0  # training time of complete epochs, without validation
         self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
         self.last_metrics: dict[str, Any] | None = None
         self._is_training = False
@@ -71,11 +71,11 @@ class RunCallback(EvalCallback):
 
     @property
     def epoch_steps(self) -> int:
-        """Environment steps in a whole epoch."""
+        """Environment steps of a whole epoch."""
         return self.config.rollout_steps * self.config.rollouts_per_epoch
 
     def state(self) -> RunState:
-        """How far the run is."""
+        """How far training has come."""
         return RunState(
             epoch=self.epoch,
             seconds=self.seconds,
@@ -87,10 +87,10 @@ class RunCallback(EvalCallback):
         )
 
     def restore(self, state: RunState) -> None:
-        """Goes back to where a checkpoint was written.
+        """Restores the state of a checkpoint.
 
         Raises:
-            ValueError: this run comes to no epoch that ends after so many steps.
+            ValueError: no epoch of this run ends after so many steps.
         """
         ends = min(state.epoch * self.epoch_steps, self.config.total_steps)
         if not 1 <= state.epoch <= self.config.epochs or state.steps != ends:
@@ -129,14 +129,14 @@ class RunCallback(EvalCallback):
         words = np.random.SeedSequence((self.config.seed, self.epoch)).generate_state(3)
         set_random_seed(int(words[0]), using_cuda=self.model.device.type == "cuda")
         self.training_env.seed((int(words[1]) << 29) + int(words[2]))
-        # What Stable-Baselines3 itself sets when learning begins.
+        # Stable-Baselines3 sets these two when learning begins.
         self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
         self.model._last_episode_starts = np.ones(self.training_env.num_envs, bool)
         self._episodes = self._successes = 0
         self._is_training, self._epoch_start = True, time.perf_counter()
 
     def _end_epoch(self) -> None:
-        """Validates by EvalCallback on every validation image once, and writes all that is kept."""
+        """Validates by EvalCallback on each validation image once, saves models and writes metrics."""
         self.seconds += time.perf_counter() - self._epoch_start
         self._is_training, self.epoch = False, self.epoch + 1
         learned = {key: value for key, value in self.logger.name_to_value.items() if key.startswith("train/")}
@@ -186,20 +186,21 @@ def train(
 ) -> TrainResult:
     """Trains PPO or RecurrentPPO.
 
-    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT, in the main thread) ends it; its last complete epoch
-    is kept.
+    Reads the test split only to compute its fingerprint. In the main thread, Ctrl-C (SIGINT) or SIGTERM stops training;
+    the run then resumes from its last complete epoch.
 
     Args:
-        config: the run.
-        folder: where to write it; None writes nothing.
-        resume: go on from the folder's last complete epoch, or from the beginning if none was completed.
-        init: a run of the same agent; training begins with its best weights instead of random ones.
+        config: training config of the run.
+        folder: folder to write the run to; None writes nothing.
+        resume: resume from the folder's last complete epoch, or from the beginning if there is none.
+        init: a run of the same agent whose best weights are the initial ones; None draws random weights.
         on_progress: called a few times a second.
-        ranks: this process alone.
+        ranks: must be one process.
 
     Raises:
-        RunError: the folder holds a run already, or another process trains in it; resuming, it holds none that fits,
-            or a file of it is missing; or `init` does not fit; or training diverged.
+        RunError: a new run: the folder already holds a run. Resuming: the folder holds no run with this configuration,
+            or a file is missing or damaged. Either: another process trains in the folder, `init` does not fit, or
+            training diverged.
         ValueError: there are several processes.
     """
     if ranks.size > 1:
@@ -239,25 +240,25 @@ def train(
                     log_interval=config.rollouts_per_epoch,
                     reset_num_timesteps=False,
                 )
-            except (ValueError, RuntimeError) as refused:
-                # Whatever meets an output that is no number first, a distribution or the environment, refuses it. Such
-                # outputs come of weights that are no numbers, or so large that their squares are none.
+            except (ValueError, RuntimeError) as error:
+                # A distribution or the environment raises this for an output that is NaN or infinite, which comes from
+                # weights that are, or whose squares are.
                 if all(parameter.square().sum().isfinite() for parameter in model.policy.parameters()):
                     raise
-                what = f"training diverged in epoch {callback.epoch + 1}: an output is no number"
-                raise RunError(f"{what}; lower learning_rate") from refused
+                what = f"training diverged in epoch {callback.epoch + 1}: an output is NaN or infinite"
+                raise RunError(f"{what}; lower learning_rate") from error
         model.logger.close()
         is_complete = callback.epoch == config.epochs
-        error, best_epoch = callback.best
+        best_error, best_epoch = callback.best
         if folder is not None and is_complete:
-            found: dict[str, Any] = {"error_percent": error, "epoch": best_epoch, "epochs": config.epochs}
+            result: dict[str, Any] = {"error_percent": best_error, "epoch": best_epoch, "epochs": config.epochs}
             steps = (callback.last_metrics or {}).get("steps")
-            folder.add_result("validation", {**found, "train_seconds": round(callback.seconds, 1), "steps": steps})
-    return TrainResult(is_complete, best_epoch, error)
+            folder.add_result("validation", {**result, "train_seconds": round(callback.seconds, 1), "steps": steps})
+    return TrainResult(is_complete, best_epoch, best_error)
 
 
 def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
-    """Goes back to the last complete epoch, or says that there is none.
+    """Restores the last complete epoch, or prints that there is none.
 
     Raises:
         RunError: a checkpoint is missing, damaged or of another run.
@@ -265,8 +266,10 @@ def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
     if not os.path.lexists(folder.path / LAST):
         rows = folder.read_metrics()
         if len(rows) > 1:
-            raise RunError(f"{folder.path} cannot go on: {LAST} is missing, and metrics.jsonl has {len(rows)} epochs")
-        say(f"{folder.path} has no complete epoch: it begins again")
+            raise RunError(
+                f"{folder.path} cannot be resumed: {LAST} is missing, and metrics.jsonl has {len(rows)} epochs"
+            )
+        say(f"{folder.path} has no complete epoch: training starts again")
         return
     state = load_checkpoint(folder, LAST, model.policy, model.policy.optimizer)
     try:
@@ -275,7 +278,7 @@ def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
         raise RunError(f"{folder.path}/{LAST} does not fit its config.json: {misfit}") from misfit
     if state.best_epoch:
         epoch = load_checkpoint(folder, BEST, copy.deepcopy(model.policy)).epoch
-        if epoch < state.best_epoch:  # it is newer where a kill came before the last model was written
+        if epoch < state.best_epoch:  # newer is fine: the process was killed before it wrote the last model
             raise RunError(
                 f"{folder.path}/{BEST} is of epoch {epoch}, and the best so far was epoch {state.best_epoch}"
             )
@@ -285,7 +288,7 @@ def _restore(folder: RunFolder, model: Any, callback: RunCallback) -> None:
 def _logger(folder: RunFolder | None, epoch: int) -> Logger:
     """Stable-Baselines3's logger: progress.csv and TensorBoard events in the folder.
 
-    A run that goes on writes its rows to another file, progress-from-EPOCH.csv, since the old one would be emptied.
+    A resumed run writes to a new file, progress-from-EPOCH.csv, since the logger would empty the old one.
     """
     outputs: list[KVWriter] = []
     if folder is not None:

@@ -1,1 +1,1 @@
-"""What the training of every agent shares: the loop, the run folder, checkpoints, ranks, progress."""
+"""Training code that all agents share: the loop, run folders, checkpoints, ranks, progress."""

@@ -1,4 +1,4 @@
-"""How the C library's allocator serves training."""
+"""Makes the C library's memory allocator keep freed memory, which speeds training up."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import ctypes
 import os
 from functools import cache
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names of what mallopt(3) sets, from malloc.h
-_NEVER, _MOST_OF_OLD = 2**31 - 1, 2**25
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h, see mallopt(3)
+_NEVER, _OLD_MAXIMUM = 2**31 - 1, 2**25
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, for the next time.
+    """Makes this process keep the memory that it frees, instead of returning it to the system.
 
-    An update frees and takes arrays of the same few megabytes again and again. glibc hands them back to the system and
-    gets them anew, page by page and zeroed, which takes about a tenth of an update's time. A setting of the user's
-    (MALLOC_... or GLIBC_TUNABLES) is left alone. The process's memory does not shrink from then on.
+    Every update frees and allocates arrays of a few megabytes. By default glibc returns them to the system and gets
+    new, zeroed pages, which takes about a tenth of an update's time. The process's memory then never shrinks. Nothing
+    changes where the user has tuned the allocator, by MALLOC_... or GLIBC_TUNABLES.
 
     Returns:
-        Whether it was set: False where the C library has no such setting or refuses it, or the user has settings.
+        Whether freed memory is kept: False where the user has tuned the allocator, or the C library cannot do it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     is_set = any(name.startswith("MALLOC_") for name in os.environ)
     if mallopt is None or is_set or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    # Some versions take no more than 32 MiB.
-    is_kept = mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, _MOST_OF_OLD)
+    # Older versions take at most 32 MiB.
+    is_kept = mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, _OLD_MAXIMUM)
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and is_kept)

@@ -1,4 +1,4 @@
-"""last.safetensors: all that a run needs to resume bit-exactly."""
+"""last.safetensors, the checkpoint from which a run resumes bit-exactly: writing and loading it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 PARTS = ("model", "average", "optimizer")
-"""What last.safetensors holds tensors of, in names such as "model.core.weight_ih"."""
+"""First parts of the tensors' names in last.safetensors, such as "model" in "model.core.weight_ih"."""
 
 
 def save_checkpoint(trainer: Trainer) -> None:
-    """Writes last.safetensors, from which `load_checkpoint` resumes bit-exactly, with any number of ranks."""
+    """Writes last.safetensors. Training resumes from it with any number of ranks, bit-exactly with the same number."""
     assert trainer.folder is not None
     sums = trainer.ranks.mean(trainer.sums)
     if trainer.ranks.rank > 0:
@@ -45,36 +45,38 @@ def save_checkpoint(trainer: Trainer) -> None:
 
 
 def load_checkpoint(trainer: Trainer) -> None:
-    """Goes back to where last.safetensors was written.
+    """Restores the trainer's state from last.safetensors.
 
     Raises:
-        RunError: it is missing, damaged, or not of this configuration; or best.safetensors is missing, damaged or of an
-            earlier epoch than the best. The trainer is as it was.
+        RunError: last.safetensors is missing, damaged, or of another configuration; or best.safetensors is missing,
+            damaged or older than the best epoch. The trainer is unchanged.
     """
     folder = trainer.folder
     assert folder is not None
     path = folder.path / "last.safetensors"
     if not os.path.lexists(path):
-        anew = f"--like {folder.path} --init {folder.path} begins another run with its best weights"
-        raise RunError(f"{folder.path} cannot go on: last.safetensors is missing; {anew}")
+        new_run = f"--like {folder.path} --init {folder.path} begins another run with its best weights"
+        raise RunError(f"{folder.path} cannot be resumed: last.safetensors is missing; {new_run}")
     tensors, header = folder.read_tensors("last.safetensors")
-    parts, optimizer, others = _sort(tensors)
+    parts, optimizer_state, other_tensors = _sort(tensors)
     try:
         check_tensors("weights", parts["model"], trainer.model.state_dict())
         check_tensors("average", parts["average"], {} if trainer.average is None else trainer.average.state_dict())
-        check_tensors("others", others, {"generator": trainer.generator.get_state(), "sums": trainer.sums})
-        if header["epoch"] or header["update_in_epoch"] or optimizer:  # it has none before the first update
-            check_adam_state(optimizer, trainer.optimizer)
+        check_tensors(
+            "other tensors", other_tensors, {"generator": trainer.generator.get_state(), "sums": trainer.sums}
+        )
+        if header["epoch"] or header["update_in_epoch"] or optimizer_state:  # Adam has no state before the first update
+            check_adam_state(optimizer_state, trainer.optimizer)
     except ValueError as error:
         raise RunError(f"{path} does not fit its config.json: {error}") from error
-    _check_place(trainer, folder, header)
+    _check_position(trainer, folder, header)
     trainer.forget_graph()
     trainer.model.load_state_dict(parts["model"])
     if trainer.average is not None:
         trainer.average.load_state_dict(parts["average"])
-    trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": optimizer})
-    trainer.generator.set_state(others["generator"])
-    trainer.sums.copy_(others["sums"])
+    trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": optimizer_state})
+    trainer.generator.set_state(other_tensors["generator"])
+    trainer.sums.copy_(other_tensors["sums"])
     trainer.epoch, trainer.update_in_epoch = header["epoch"], header["update_in_epoch"]
     trainer.seconds = header["seconds"]
     is_measured = header["best_error"] is not None
@@ -82,10 +84,10 @@ def load_checkpoint(trainer: Trainer) -> None:
 
 
 def init_model(model: nn.Module, agent: str, other: RunFolder) -> None:
-    """Puts the best weights of another run of the same agent into a network.
+    """Loads the best weights of another run of the same agent into a network.
 
     Raises:
-        RunError: they are missing, damaged, or of a network of another form.
+        RunError: the weights are missing, damaged, or do not fit the network.
     """
     other.read_config(agent)
     other.load_best(model, torch.bfloat16)
@@ -94,28 +96,32 @@ def init_model(model: nn.Module, agent: str, other: RunFolder) -> None:
 def _sort(
     tensors: dict[str, Tensor],
 ) -> tuple[dict[str, dict[str, Tensor]], dict[int, dict[str, Tensor]], dict[str, Tensor]]:
-    """The tensors of last.safetensors: of model and average by name, of the optimizer by number, and the others."""
+    """Groups the tensors of last.safetensors.
+
+    Returns:
+        The tensors of model and average by name, Adam's state by number of the parameter, and the other tensors.
+    """
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part in parts:
             parts[part][name] = value
-    optimizer: dict[int, dict[str, Tensor]] = {}
+    optimizer_state: dict[int, dict[str, Tensor]] = {}
     for key, value in parts.pop("optimizer").items():
         number, _, name = key.partition(".")
-        optimizer.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
-    others = {key: value for key, value in tensors.items() if key.partition(".")[0] not in PARTS}
-    return parts, optimizer, others
+        optimizer_state.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
+    other_tensors = {key: value for key, value in tensors.items() if key.partition(".")[0] not in PARTS}
+    return parts, optimizer_state, other_tensors
 
 
-def _check_place(trainer: Trainer, folder: RunFolder, header: dict[str, Any]) -> None:
-    """Raises RunError where the run cannot have come to a checkpoint's update, or its best weights are older ones."""
+def _check_position(trainer: Trainer, folder: RunFolder, header: dict[str, Any]) -> None:
+    """Raises RunError if the run has no such epoch or update, or best.safetensors is older than the best epoch."""
     if not (header["epoch"] <= trainer.config.epochs and header["update_in_epoch"] < trainer.updates_per_epoch):
-        place = f"update {header['update_in_epoch']} after epoch {header['epoch']}"
-        whole = f"{trainer.config.epochs} epochs of {trainer.updates_per_epoch} updates"
-        raise RunError(f"{folder.path}/last.safetensors is of {place}, and the run has {whole}")
+        position = f"update {header['update_in_epoch']} after epoch {header['epoch']}"
+        length = f"{trainer.config.epochs} epochs of {trainer.updates_per_epoch} updates"
+        raise RunError(f"{folder.path}/last.safetensors is of {position}, and the run has {length}")
     if header["best_epoch"]:
         epoch = folder.read_tensors("best.safetensors")[1]["epoch"]
-        if epoch < header["best_epoch"]:  # it is newer where a kill came before last.safetensors was written
-            place = f"of epoch {epoch}, and the best so far was epoch {header['best_epoch']}"
-            raise RunError(f"{folder.path}/best.safetensors is {place}: put that one back")
+        if epoch < header["best_epoch"]:  # newer is fine: the process was killed before it wrote last.safetensors
+            epochs = f"of epoch {epoch}, and the best so far was epoch {header['best_epoch']}"
+            raise RunError(f"{folder.path}/best.safetensors is {epochs}: put the file of that epoch back")

@@ -1,4 +1,4 @@
-"""TrainConfig, the configuration of any agent, and NativeConfig, of the agents that training/loop.py trains."""
+"""TrainConfig, the training config of every agent, and NativeConfig, that of the agents training/loop.py trains."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .schema import Count, NotNegative, Positive, Seed, check_fields, check_stor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EnvironmentOptions(GlimpseConfig):
-    # What the command line offers of an environment config: all but the split, which each command chooses.
+    # The fields of GlimpseConfig that are options of `train`: all but the split.
     __doc__ = GlimpseConfig.__doc__
     split: Annotated[Literal["train"], tyro.conf.Suppress] = "train"
 
 
 class _Sizes(TypedDict):
-    # How large an environment can be that is trained in: larger ones fit into no memory.
+    # Upper limits of an environment that is trained on: larger ones do not fit into memory.
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None
     canvas_size: Annotated[int, Interval(ge=1, le=4096)]
     num_clutter: Annotated[int, Interval(ge=0, le=4096)]
@@ -34,7 +34,7 @@ class _Sizes(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run of any agent: where it learns, and what every training needs.
+    """Training config of any agent: all fields that every agent shares, the environment config among them.
 
     All fields are checked against their annotations, see `agents.training.schema`.
 
@@ -43,23 +43,23 @@ class TrainConfig:
     """
 
     added: ClassVar[dict[str, Any]] = {}
-    """Fields that stored runs may lack, since they came later, and what such a run did."""
+    """Fields that older stored runs lack, with the values that those runs had."""
     added_to_env_config: ClassVar[dict[str, Any]] = {"image_size": None}
-    """The same of the environment's fields."""
+    """The same for the fields of the environment config."""
 
     task: str = "mnist-28"
-    """Task whose environment and settings the run began from; see the README's table."""
+    """Task whose environment config and preset are the defaults; see the README's table."""
     env_config: Annotated[GlimpseConfig, tyro.conf.arg(constructor=_EnvironmentOptions)] = None  # type: ignore[assignment]
-    """The environment, training split; None takes the task's. Whoever evaluates chooses the split."""
+    """Environment config, with the training split; None takes the task's. Evaluation chooses its own split."""
     seed: Seed = 0
-    """Seed of weights, scenes and whatever else is drawn."""
+    """Seed of the weights, the scenes and all other random draws."""
     device: str = "cpu"
     """PyTorch device, "cpu" or "cuda"."""
 
     def __post_init__(self) -> None:
-        usual = get_task(self.task).config
+        task_config = get_task(self.task).config
         if self.env_config is None:
-            object.__setattr__(self, "env_config", usual)
+            object.__setattr__(self, "env_config", task_config)
         elif isinstance(self.env_config, _EnvironmentOptions):
             object.__setattr__(self, "env_config", GlimpseConfig(**self.env_config.to_dict()))
         for name, value in check_fields(type(self), vars(self)).items():
@@ -79,26 +79,26 @@ class TrainConfig:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole run."""
+        """Number of epochs of the whole run."""
         raise NotImplementedError
 
     shares_batches: ClassVar[bool] = False
-    """Whether several processes can train it together."""
+    """Whether several processes can train one run together."""
 
     def planned_fields(self) -> list[str]:
-        """Names of the fields by which an epoch depends on the number of epochs."""
+        """Names of the fields that make what an epoch does depend on the total number of epochs."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dict that `json.dumps` takes and `from_dict` gives back."""
+        """The fields as a dict for `json.dumps`; `from_dict` reverses it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Any) -> Self:
-        """The configuration that `to_dict` gave, after a way through JSON.
+        """The configuration from what `to_dict` returned, also after `json.dumps` and `json.loads`.
 
         Raises:
-            ValueError: a field is missing and was not added later, or unknown, or wrong; the message names it.
+            ValueError: a field is unknown, wrong, or missing and not added later; the message names it.
         """
         if isinstance(fields, dict):
             fields = {**cls.added, **fields}
@@ -108,12 +108,12 @@ class TrainConfig:
         return cls(**{**checked, "env_config": GlimpseConfig(**checked["env_config"])})
 
     def moved(self, device: str | None, data_root: str | None) -> Self:
-        """The same on another device, where given, and with its images read from another place.
+        """The same configuration on another device, with its images read from another folder.
 
         Args:
-            device: None keeps it.
-            data_root: the folder of the named datasets, None for the user's own; where the images are read from a path,
-                that path now, None for the same.
+            device: PyTorch device; None keeps the configuration's.
+            data_root: for a named dataset, the folder with the datasets; None is the default folder. For images read
+                from a path, the new path; None keeps the path.
         """
         env_config = self.env_config
         if env_config.data_path is None:
@@ -125,12 +125,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NativeConfig(TrainConfig):
-    """The configuration of an agent that `agents.training.loop` trains: passes, batches and the optimizer."""
+    """Training config of an agent that `agents.training.loop` trains: epochs, batches and the optimizer."""
 
     epochs: Annotated[int, Interval(ge=1, le=2**20)] = 100
     """Passes over the training images; each pass draws new scenes."""
     batch_size: Count = 256
-    """Scenes in one update. What is left of a pass that it does not divide is dropped."""
+    """Scenes in one update. The last, incomplete batch of a pass is dropped."""
 
     learning_rate: Positive = 2e-3
     """Adam's largest learning rate."""
@@ -142,53 +142,53 @@ class NativeConfig(TrainConfig):
     """Gradients are scaled down to this norm; 0 turns that off."""
 
     distorted_copies: Annotated[int, Interval(ge=0, le=100)] = 0
-    """Copies of each training image, turned, scaled, sheared, shifted and bent a little, each in its own way. A pass
-    shows every image once, as it is or as one of its copies. 0 trains on the images as they are."""
+    """Randomly distorted copies of each training image: rotated, scaled, sheared, shifted and bent a little. A pass
+    shows each image once, undistorted or as one of its copies. 0 turns that off."""
 
     validate_every: Count = 1
     """Epochs between evaluations on the validation split."""
     checkpoint_minutes: NotNegative = 2.0
-    """A checkpoint is written with every evaluation, at least this often, and where training is stopped."""
+    """Longest time between two checkpoints. Each validation and each interrupt writes one too."""
 
     @property
     def training_env_config(self) -> GlimpseConfig:
-        """The environment that an update plays in."""
+        """Environment config that training plays; validation plays `env_config`."""
         return self.env_config
 
     @property
     def episodes_per_scene(self) -> int:
-        """Episodes that an update plays of each scene."""
+        """Episodes that an update plays on each scene."""
         return 1
 
     def planned_fields(self) -> list[str]:
-        """Names of the fields by which an epoch depends on the number of epochs."""
+        """Names of the fields that make what an epoch does depend on the total number of epochs."""
         return [] if self.learning_rate_schedule == "constant" else ["learning_rate_schedule"]
 
 
-def nearest_task(task: str, known: Iterable[str]) -> str:
-    """The known task whose settings suit a task best: itself, or else one with as many scales, clutter where it has
-    clutter, and a canvas of nearly its size, in this order.
+def nearest_task(task: str, candidates: Iterable[str]) -> str:
+    """The candidate that is most like a task: the task itself; else one with the same number of scales, then one that
+    also has clutter or also has none, then the one whose canvas size is nearest.
 
     Raises:
         ValueError: there is no such task.
     """
-    wanted = get_task(task).config
+    target = get_task(task).config
 
     def distance(name: str) -> tuple[bool, bool, bool, int]:
         config = get_task(name).config
-        scales, clutter = config.num_scales != wanted.num_scales, (config.num_clutter > 0) != (wanted.num_clutter > 0)
-        return name != task, scales, clutter, abs(config.canvas_size - wanted.canvas_size)
+        scales, clutter = config.num_scales != target.num_scales, (config.num_clutter > 0) != (target.num_clutter > 0)
+        return name != task, scales, clutter, abs(config.canvas_size - target.canvas_size)
 
-    return min(known, key=distance)
+    return min(candidates, key=distance)
 
 
 def preset_fields(presets: dict[str, dict[str, Any]], task: str) -> dict[str, Any]:
-    """What a task, or the nearest one that has a preset, changes in a configuration; see `nearest_task`."""
+    """The preset of a task, or of the nearest task that has one: fields and their values; see `nearest_task`."""
     return presets[nearest_task(task, presets)]
 
 
 def learning_rate(config: NativeConfig, done: float) -> float:
-    """The learning rate when a share `done` in [0, 1] of all updates is done."""
+    """The learning rate after a share `done`, in [0, 1], of all updates."""
     if config.learning_rate_schedule == "constant":
         return config.learning_rate
     rise = 0.1 if config.learning_rate_schedule == "one-cycle" else 0.0

@@ -1,4 +1,4 @@
-"""The files of a run folder: regular ones, read and written without following a link or waiting for a pipe."""
+"""Files of a run folder: regular files only, opened without following links and without waiting for pipes."""
 
 from __future__ import annotations
 
@@ -18,35 +18,37 @@ from filelock import FileLock, Timeout
 from ram_gym.files import write_file
 
 LOCK, HOLDER = ".training.lock", ".training.json"
-_NO_LINK_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not every system has them
+_NO_LINK_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 
 
 class RunError(ValueError):
-    """A run folder is not there, is not what it should be, or would be overwritten."""
+    """A run folder is missing, damaged or of another kind, or would be overwritten."""
 
 
 def require_regular(path: Path) -> None:
-    """Raises RunError for a link, a pipe, a device or a folder; what is not there is fine."""
+    """Raises RunError for a link, a pipe, a device or a folder. A missing file is fine."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise RunError(f"{path} must be a regular file, got {kind}: put a copy of the file in its place, or remove it")
+        names = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        file_type = names.get(stat.S_IFMT(mode), "a device")
+        raise RunError(
+            f"{path} must be a regular file, got {file_type}: put a copy of the file in its place, or remove it"
+        )
 
 
 def open_file(path: Path, mode: Literal["rb", "ab"] = "rb") -> BinaryIO:
     """Opens a file of a run to read it or to append to it.
 
     Raises:
-        FileNotFoundError: there is none; "ab" makes it.
-        RunError: it is no regular file.
+        FileNotFoundError: there is no such file, and the mode is "rb"; "ab" creates it.
+        RunError: it is not a regular file.
     """
     require_regular(path)
     file = builtins.open(path, mode, opener=_open)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced since
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced after require_regular
         file.close()
         raise RunError(f"{path} must be a regular file")
     return file
@@ -57,16 +59,16 @@ def _open(name: str, flags: int) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """What a file of a run holds; errors are those of `open_file`."""
+    """The content of a file of a run; errors are those of `open_file`."""
     with open_file(path) as file:
         return file.read()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file of a run whole or not at all; see `ram_gym.files.write_file`.
+    """Writes a file of a run atomically; see `ram_gym.files.write_file`.
 
     Raises:
-        RunError: what is there is no regular file.
+        RunError: something other than a regular file has this name.
     """
     require_regular(path)
     write_file(path, content)
@@ -74,13 +76,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """While inside, this process alone trains in a folder. Its death ends that too.
+    """Holds the lock of a folder, so that no other process trains in it. The lock ends with the process.
 
     Args:
-        folder: made if need be.
+        folder: the folder; it is created if it does not exist.
 
     Raises:
-        RunError: another process trains in it; the message names the process, its host and since when.
+        RunError: another process holds the lock; the message names the process, its host and the time it began.
     """
     folder.mkdir(parents=True, exist_ok=True)
     require_regular(folder / LOCK)
@@ -90,8 +92,8 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{folder} is being trained{_holder(folder)}: wait for it, or stop it first") from None
     try:
-        about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        replace_file(folder / HOLDER, json.dumps(about) + "\n")
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        replace_file(folder / HOLDER, json.dumps(holder) + "\n")
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -99,9 +101,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the lock, as far as it has written that down."""
+    """The process that holds the lock, from the file that it writes, for an error message."""
     try:
-        about: Any = json.loads(read_file(folder / HOLDER))
-        return f" by process {about['pid']} on {about['host']} since {about['since']}"
+        holder: Any = json.loads(read_file(folder / HOLDER))
+        return f" by process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, TypeError, KeyError):
         return " by another process"

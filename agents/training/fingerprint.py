@@ -1,6 +1,6 @@
-"""Fingerprint of what a run learns from: its environment and the data, so that others are noticed.
+"""Fingerprints of a run's environment and data, to detect that a run is resumed or evaluated on other data.
 
-It depends neither on where the data lies nor on what fields and datasets are called.
+A fingerprint depends on the contents, not on the folder of the data or the names of fields and datasets.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ SHA256 = Annotated[str, Len(64, 64)]
 
 
 class Data(TypedDict):
-    """What a run learns from, for config.json. Digests are SHA-256, in hexadecimal digits."""
+    """The environment and data that a run learns from, for config.json. Digests are SHA-256 in hexadecimal."""
 
     num_classes: Annotated[int, Interval(ge=1, le=2**31)]
     num_channels: Annotated[int, Interval(ge=1, le=3)]
     environment: SHA256
-    """Of the environment config, but for which images it shows: dataset, data folder, split and size of the images."""
+    """Digest of the environment config without its dataset, data folder, split and image size."""
     train: SHA256
-    """Of the images and labels of this split, as the next two."""
+    """Digest of the images and labels of the training split."""
     validation: SHA256
+    """The same of the validation split."""
     test: SHA256
+    """The same of the test split."""
     class_names: NotRequired[list[str]]
-    """The classes' names, where they have any. Not part of the fingerprint: no network knows them."""
+    """Names of the classes, if the dataset has any. Not part of the fingerprint, since networks do not use them."""
 
 
 def describe_data(env_config: GlimpseConfig) -> Data:
-    """What a run in this environment learns from. Reads all splits, each once a process.
+    """The description of an environment and its data. Reads all three splits.
 
     Raises:
         DatasetError: the dataset is missing or damaged.
@@ -55,46 +57,47 @@ def describe_data(env_config: GlimpseConfig) -> Data:
 
 
 def fingerprint(data: Data) -> str:
-    """One number for all of it, which checkpoints repeat."""
+    """SHA-256 of the description, in hexadecimal, without the class names. Checkpoints store it too."""
     return _sha256({name: value for name, value in data.items() if name != "class_names"})
 
 
 def is_other_data(data: Data, env_config: GlimpseConfig, splits: Iterable[str], path: Any, instead: str | None) -> bool:
-    """Whether an environment is another one than a run learned from, or shows other images.
+    """Whether an environment or its images differ from those that a run learned from.
 
     Args:
-        data: what the run learned from.
-        env_config: the environment.
-        splits: those that are to be played; only these are read.
-        path: the run's, for the message.
-        instead: what to do then, for the message; None lets it be.
+        data: description of the run's environment and data.
+        env_config: the environment config to compare with it.
+        splits: the splits to compare; only these are read.
+        path: path of the run, for the message.
+        instead: what the user can do about a difference, for the message; None allows differences.
 
     Raises:
-        ValueError: it is, and may not be; or it has another number of classes or channels, which no network takes.
+        ValueError: they differ and `instead` is given; or the numbers of classes or channels differ, which the run's
+            network cannot take.
         DatasetError: the dataset is missing or damaged.
     """
-    others = ["environment"] if digest_of_environment(env_config) != data["environment"] else []
+    differing = ["environment"] if digest_of_environment(env_config) != data["environment"] else []
     for split in splits:
-        found = load_dataset(env_config, split)
-        ours, theirs = (found.num_classes, found.images.shape[1]), (data["num_classes"], data["num_channels"])
+        dataset = load_dataset(env_config, split)
+        ours, theirs = (dataset.num_classes, dataset.images.shape[1]), (data["num_classes"], data["num_channels"])
         if ours != theirs:
             forms = " and ".join(f"{classes} classes and {channels} channels" for classes, channels in (theirs, ours))
             raise ValueError(f"{path} and its {split} images must have the same classes and channels, got {forms}")
         if digest_of_split(env_config, split) != dict(data)[split]:
-            others.append(f"{split} images")
+            differing.append(f"{split} images")
         names = data.get("class_names")
-        if names and found.class_names and tuple(names) != found.class_names and "class names" not in others:
-            others.append("class names")
-    if others and instead is not None:
-        raise ValueError(f"{path} was trained on other data, not the same {' and '.join(others)}; {instead}")
-    return bool(others)
+        if names and dataset.class_names and tuple(names) != dataset.class_names and "class names" not in differing:
+            differing.append("class names")
+    if differing and instead is not None:
+        raise ValueError(f"{path} was trained on other data, not the same {' and '.join(differing)}; {instead}")
+    return bool(differing)
 
 
 def digest_of_environment(env_config: GlimpseConfig) -> str:
     """SHA-256 of an environment config.
 
-    The keys are stored in every run, so they stay when a field gets another name. A field that is added gets a key only
-    where its value makes the environment another one than it was without the field.
+    Every run stores this digest, so the keys stay the same when a field is renamed. Add a key for a new field only if
+    its value is not the one under which the environment behaves as before.
     """
     return _sha256(
         {
@@ -112,7 +115,7 @@ def digest_of_environment(env_config: GlimpseConfig) -> str:
 
 
 def digest_of_split(env_config: GlimpseConfig, split: str) -> str:
-    """SHA-256 of a split's images and labels; computed once a process.
+    """SHA-256 of a split's images and labels; cached in this process.
 
     Raises:
         DatasetError: the dataset is missing or damaged.
@@ -120,15 +123,15 @@ def digest_of_split(env_config: GlimpseConfig, split: str) -> str:
     data = load_dataset(env_config, split)
     key = id(data.images), id(data.labels), data.num_classes
     if key not in _DIGESTS:
-        found = hashlib.sha256(json.dumps([data.images.shape, data.num_classes]).encode())
-        found.update(np.ascontiguousarray(data.images, np.uint8).data)
-        found.update(np.ascontiguousarray(data.labels, "<i8").data)
-        _DIGESTS[key] = found.hexdigest(), data
+        sha256 = hashlib.sha256(json.dumps([data.images.shape, data.num_classes]).encode())
+        sha256.update(np.ascontiguousarray(data.images, np.uint8).data)
+        sha256.update(np.ascontiguousarray(data.labels, "<i8").data)
+        _DIGESTS[key] = sha256.hexdigest(), data
     return _DIGESTS[key][0]
 
 
 _DIGESTS: dict[tuple[int, int, int], tuple[str, Dataset]] = {}
-"""By the identity of the arrays, which `load_dataset` loads once a process; they are held, so that it stays theirs."""
+"""Cache of digests by the ids of the arrays, which `load_dataset` caches; holding the arrays keeps the ids unique."""
 
 
 def _sha256(value: dict[str, Any]) -> str:

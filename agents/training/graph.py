@@ -1,4 +1,4 @@
-"""One CUDA graph out of a step that is run again and again."""
+"""Records a training step as a CUDA graph and replays it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Callable
 import torch
 
 WARM_UP_RUNS = 3
-"""Runs before the recording: libraries set themselves up in them, and the optimizer makes its state."""
+"""Ordinary runs before the recording; in them libraries initialise and the optimizer creates its state."""
 
 
 class GraphedStep:
-    """Runs a step; after a few runs it records one as a CUDA graph, which it replays from then on.
+    """Runs a step; after `WARM_UP_RUNS` runs it records the step as a CUDA graph, and replays the graph from then on.
 
-    The step must take what changes from one run to the next as tensors, leave its results in tensors that stay where
-    they are, and never wait for the device.
+    The step must take everything that changes between runs as tensor arguments, write its results to tensors that
+    exist already, and never synchronise with the device.
 
     Args:
-        step: what is run; its arguments are tensors of the same shapes and types each time.
-        generator: the CUDA generator that it draws from; a replay draws what a plain run would.
+        step: the step; its arguments are tensors of the same shapes and dtypes in each run.
+        generator: the CUDA generator that the step draws from. A replay draws the same numbers as an ordinary run.
     """
 
     def __init__(self, step: Callable[..., None], generator: torch.Generator) -> None:
         self.step, self.generator = step, generator
         self.stream = torch.cuda.Stream(generator.device)
         self.num_runs = 0
-        self.inputs: tuple[torch.Tensor, ...] = ()  # where the graph reads its arguments
+        self.inputs: tuple[torch.Tensor, ...] = ()  # the tensors from which the graph reads its arguments
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *arguments: torch.Tensor) -> None:
-        """One run. Work of the current stream before it is done before it, and the other way round."""
+        """Runs the step once, in order with the other work of the current stream."""
         if self.num_runs < WARM_UP_RUNS:
             self.num_runs += 1
             current = torch.cuda.current_stream(self.generator.device)
@@ -45,6 +45,6 @@ class GraphedStep:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.step(*self.inputs)
             self.graph = graph
-        for place, argument in zip(self.inputs, arguments, strict=True):
-            place.copy_(argument)
+        for graph_input, argument in zip(self.inputs, arguments, strict=True):
+            graph_input.copy_(argument)
         self.graph.replay()

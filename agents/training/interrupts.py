@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something to look at when it suits."""
+"""Turns Ctrl-C and SIGTERM into a flag that the training loop reads between updates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 @contextmanager
 def noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """While inside, the first Ctrl-C or SIGTERM is noted instead of raised; a second one is raised as ever."""
+    """Yields a function that returns whether Ctrl-C or SIGTERM has come. Only the first one is caught; a second one
+    acts as usual. Outside the main thread it catches nothing.
+    """
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted.is_set

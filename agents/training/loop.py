@@ -34,94 +34,97 @@ from .ranks import ALONE, Ranks
 from .run_folder import RunError, RunFolder
 from .tensorboard import TensorBoard
 
-UPDATES_BETWEEN_TALKS = 8
-"""Several ranks agree this often on whether to stop or to save."""
+UPDATES_BETWEEN_AGREEMENTS = 8
+"""With several ranks: they agree on whether to stop or to save once in so many updates."""
 
 
 class Progress(NamedTuple):
-    """How far a training run is; handed to `on_progress` a few times a second."""
+    """How far a training run has come; passed to `on_progress` a few times a second."""
 
     epoch: int
     epochs: int
     done: float
-    """Share of all updates that are done, in [0, 1]."""
+    """Share of all updates that is done, in [0, 1]."""
     speed: str
-    """What it learns from per second of training, such as "1,200 images/s"; validation not counted."""
+    """Images or environment steps per second of training, such as "1,200 images/s"; validation is not counted."""
     seconds_left: float
     last_metrics: dict[str, Any] | None
-    """The row of metrics.jsonl that was written last."""
+    """The last row of metrics.jsonl."""
 
 
 OnProgress = Callable[[Progress], None]
 
 
 class TrainResult(NamedTuple):
-    """What a training run ended with."""
+    """The result of a training run."""
 
     is_complete: bool
-    """False where it was interrupted; its last checkpoint resumes it."""
+    """False if the run was interrupted; it resumes from its last checkpoint."""
     best_epoch: int
     validation_error_percent: float
-    """Of the best epoch, single rollout."""
+    """Validation error of the best epoch, one rollout per scene."""
 
 
 class Learner(nn.Module, ABC):
-    """What an agent contributes to training.
+    """What an agent contributes to training: a network, the loss of a batch, and a policy.
 
-    Its `forward` is all of an update that has a gradient, so that DistributedDataParallel, which wraps it where there
-    are several ranks, sees each parameter's whole gradient at once.
+    `forward` computes all of an update's loss. With several ranks, DistributedDataParallel wraps the learner and
+    averages the gradients.
     """
 
     losses: ClassVar[tuple[str, ...]]
-    """What `forward` measures, as metrics.jsonl calls it; the first is the share of right answers."""
+    """Names in metrics.jsonl of what `forward` measures. The first is the share of right answers, written in %."""
     model: nn.Module
-    """The network that learns; validation sees it, or the average of its weights."""
+    """The network that learns. Validation evaluates it, or the average of its weights."""
     weight_average: float = 0.0
-    """Decay per update of the exponential average of the weights that is evaluated; 0 evaluates the weights."""
+    """Decay per update of the exponential moving average of the weights, which validation evaluates; 0: no average."""
     cuda_graph: bool = False
     """Whether an update is recorded as one CUDA graph."""
 
     @abstractmethod
     def forward(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch. Waits for no device.
+        """The loss of a batch. Does not synchronise with the device.
 
         Args:
             index: int64 (num_scenes,), the images to learn from.
-            scene_seed: int64 (), of the scenes.
-            schedules: the values of `schedules`, float32 () each.
+            scene_seed: int64 (), seed of the scenes.
+            schedules: the current values of `schedules`, float32 () each.
 
         Returns:
-            The loss, a scalar, and without gradient what `losses` names, (len(losses),), as means over the batch.
+            The loss, a scalar; and the values that `losses` names, (len(losses),), batch means without gradient.
         """
 
     @abstractmethod
     def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> Policy:
-        """The policy that validation measures: one that plays an environment with a network of the form of `model`."""
+        """The policy that validation evaluates: it plays `env` with `model`, a network of the form of `self.model`."""
 
     def schedules(self, done: float) -> dict[str, float]:
-        """What changes beside the learning rate when a share `done` of all updates is done."""
+        """Quantities besides the learning rate that change during training, by name: their values after a share `done`
+        of all updates.
+        """
         del done
         return {}
 
 
 MakeLearner = Callable[[Any, GlimpseVectorEnv, torch.Generator, Ranks], Learner]
-"""(configuration, this rank's lanes, generator in the same state on all ranks, ranks) -> learner."""
+"""(configuration, environment with this rank's lanes, generator in the same state on all ranks, ranks) -> learner."""
 
 
 class Trainer:
     """A training run in memory: the environment, the learner, the optimizer, and how far the run has come.
 
-    With several ranks each has a trainer, with its own part of every batch and otherwise the same numbers; all of them
-    call the same methods. Rank 0 writes the folder, the others read it.
+    With several ranks, each rank has a trainer with its own part of every batch and otherwise the same state. All ranks
+    call the same methods. Rank 0 writes the folder; the others only read it.
 
     Args:
-        make_learner: makes what learns.
-        config: the run.
-        folder: where it is written; None keeps it in memory.
+        make_learner: makes the learner.
+        config: configuration of the run.
+        folder: folder to write the run to; None writes nothing.
         ranks: the processes that share the work.
 
     Raises:
-        ValueError: the batch is larger than the split or cannot be shared out, or the device does not fit.
+        ValueError: the batch is larger than the split or not divisible by the number of ranks, or the device cannot
+            be used.
     """
 
     def __init__(
@@ -138,11 +141,13 @@ class Trainer:
         self.updates_per_epoch = self.num_images // config.batch_size
         choose_threads(self.num_scenes * config.episodes_per_scene)
         if not self.updates_per_epoch:
-            raise ValueError(f"batch_size must be at most {self.num_images}, the images, got {config.batch_size}")
-        shown = None  # instead of the images themselves
+            raise ValueError(
+                f"batch_size must be at most {self.num_images}, the number of images, got {config.batch_size}"
+            )
+        distorted_images = None
         if config.distorted_copies:
-            shown = with_distorted_copies(images, config.distorted_copies, config.seed, device)
-        self.env = make_env(env_config, device, self.num_scenes * config.episodes_per_scene, shown)
+            distorted_images = with_distorted_copies(images, config.distorted_copies, config.seed, device)
+        self.env = make_env(env_config, device, self.num_scenes * config.episodes_per_scene, distorted_images)
         self.validation_env = make_env(config.env_config.replace(split="validation"), device)
 
         self.generator = torch.Generator(self.env.device).manual_seed(config.seed)
@@ -161,23 +166,25 @@ class Trainer:
         if self.learner.weight_average:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.learner.weight_average))
 
-        self.epoch = 0  # complete ones
+        self.epoch = 0  # number of complete epochs
         self.update_in_epoch = 0
-        self.seconds = 0.0  # of training, validation and checkpoints not counted
+        self.seconds = 0.0  # training time, without validation and checkpoints
         self.best: tuple[float, int] = (math.inf, 0)  # validation error in percent, epoch
-        self.sums = torch.zeros(len(self.learner.losses), dtype=torch.float64, device=self.env.device)  # of the epoch
+        self.sums = torch.zeros(
+            len(self.learner.losses), dtype=torch.float64, device=self.env.device
+        )  # over this epoch
         self.order, self.ordered_epoch = torch.empty(0), -1
         self.last_metrics: dict[str, Any] | None = None
 
     def train(self, on_progress: OnProgress | None = None) -> TrainResult:
-        """Trains to the end, or until Ctrl-C or SIGTERM, which end it after the running update with a checkpoint."""
+        """Trains to the end. Ctrl-C or SIGTERM stops it after the current update, with a checkpoint."""
         board = TensorBoard(self.folder) if self.folder is not None and self.ranks.rank == 0 else None
         saved = reported = time.perf_counter()
-        began = self.seconds, self.done
+        start_seconds, start_done = self.seconds, self.done
         updates = 0
         with noted_interrupts() as is_interrupted:
             while self.epoch < self.config.epochs:
-                if self.ranks.size == 1 or updates % UPDATES_BETWEEN_TALKS == 0:
+                if self.ranks.size == 1 or updates % UPDATES_BETWEEN_AGREEMENTS == 0:
                     minutes = (time.perf_counter() - saved) / 60
                     is_due = self.folder is not None and minutes > self.config.checkpoint_minutes
                     is_over, is_due = self.ranks.any(is_interrupted(), is_due)
@@ -191,18 +198,18 @@ class Trainer:
                 updates += 1
                 is_last = self.update_in_epoch == self.updates_per_epoch
                 if is_last and self.env.device.type == "cuda":
-                    torch.cuda.synchronize(self.env.device)  # once a pass, so that its time is all counted
+                    torch.cuda.synchronize(self.env.device)  # once an epoch, so that `seconds` counts all of its work
                 self.seconds += time.perf_counter() - start
                 if is_last:
                     metrics = self.end_epoch()
                     if "validation_error_percent" in metrics:
-                        saved = time.perf_counter()  # it wrote a checkpoint
+                        saved = time.perf_counter()  # end_epoch wrote a checkpoint
                     if board is not None:
                         board.add(metrics)
                 now = time.perf_counter()
                 if on_progress is not None and (now - reported > 0.25 or self.epoch >= self.config.epochs):
                     reported = now
-                    on_progress(self._progress(*began))
+                    on_progress(self._progress(start_seconds, start_done))
             if self.folder is not None and self.epoch < self.config.epochs:
                 save_checkpoint(self)
         if board is not None:
@@ -216,7 +223,9 @@ class Trainer:
         return TrainResult(is_complete, best_epoch, error)
 
     def update(self) -> None:
-        """One batch: which images, which learning rate, and a step down the loss. Waits for no device."""
+        """Trains on one batch: picks the images, sets the learning rate, takes an optimizer step. Does not synchronise
+        with the device.
+        """
         if self.ordered_epoch != self.epoch:
             self.order, self.ordered_epoch = self._order_images(), self.epoch
         rate = learning_rate(self.config, self.done)
@@ -237,7 +246,7 @@ class Trainer:
         self.update_in_epoch += 1
 
     def _step(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> None:
-        """The device's part of an update."""
+        """The part of an update that runs on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, measured = self._shared_learner(index, scene_seed, *schedules)
         loss.backward()
@@ -247,21 +256,22 @@ class Trainer:
         self.sums += measured
 
     def end_epoch(self) -> dict[str, Any]:
-        """Closes an epoch and returns its metrics, which it writes.
+        """Ends an epoch; writes and returns its metrics.
 
-        Where validation is due it measures, keeps the best weights and writes a checkpoint.
+        In an epoch with validation, it also validates, saves the weights if they are the best, and writes a checkpoint.
 
         Raises:
-            RunError: a loss or a weight is not finite.
+            RunError: a loss or a weight is NaN or infinite.
         """
         right, *losses = (self.ranks.mean(self.sums) / self.updates_per_epoch).tolist()
         is_due = (self.epoch + 1) % self.config.validate_every == 0 or self.epoch + 1 == self.config.epochs
         with self.ranks.together():
-            bad = None if math.isfinite(right + sum(losses)) else "a loss"
+            not_finite = None if math.isfinite(right + sum(losses)) else "a loss"
             if is_due and not all(bool(weight.isfinite().all()) for weight in self.evaluated_model.parameters()):
-                bad = bad or "a weight"
-            if bad:
-                raise RunError(f"training diverged in epoch {self.epoch + 1}: {bad} is no number; lower learning_rate")
+                not_finite = not_finite or "a weight"
+            if not_finite:
+                what = f"training diverged in epoch {self.epoch + 1}: {not_finite} is NaN or infinite"
+                raise RunError(f"{what}; lower learning_rate")
         self.epoch, self.update_in_epoch = self.epoch + 1, 0
         self.sums.zero_()
         name, *names = self.learner.losses
@@ -292,41 +302,41 @@ class Trainer:
         return metrics
 
     def validate(self) -> float:
-        """Error in percent on the validation split, single rollout."""
-        model = self.evaluated_model.eval()  # dropout and the like, if the user's module has any
+        """Error on the validation split in percent, one rollout per scene."""
+        model = self.evaluated_model.eval()  # for the user's own modules, which may have dropout
         error = evaluate(self.learner.policy(model, self.validation_env), self.validation_env).error_percent
         model.train()
         return error
 
     @cached_property
     def data(self) -> Data:
-        """What the run learns from."""
+        """Description of the data that the run learns from."""
         return describe_data(self.config.env_config)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network that validation sees and the best checkpoint holds."""
+        """The network that validation evaluates and the best checkpoint stores."""
         return self.model if self.average is None else self.average.module
 
     @property
     def done(self) -> float:
-        """Share of all updates that are done."""
+        """Share of all updates that is done, in [0, 1]."""
         return (self.epoch + self.update_in_epoch / self.updates_per_epoch) / self.config.epochs
 
     @property
     def epoch_seed(self) -> int:
-        """Seed of this pass: of the order of its scenes, and of the scenes."""
+        """Seed of the order of this epoch's images and, unless the environment config has a seed, of its scenes."""
         return self.config.seed * 2**20 + self.epoch
 
     @property
     def scene_seed(self) -> int:
-        """Seed of the scenes of this pass: its own, unless the environment config has one."""
+        """Seed of this epoch's scenes: that of the environment config if it has one, else the epoch's own."""
         fixed = self.config.env_config.scene_seed
         return self.epoch_seed if fixed is None else fixed
 
     def _order_images(self) -> Tensor:
-        """The images of this pass, int64, in its order: a function of seed and epoch alone, so that a resumed run has
-        the same one.
+        """Indices of this epoch's images in training order, int64 (num_images,). They depend on seed and epoch alone,
+        so a resumed run has the same order.
         """
         generator = torch.Generator().manual_seed(self.epoch_seed)
         order = torch.randperm(self.num_images, generator=generator)
@@ -337,15 +347,15 @@ class Trainer:
 
     @cached_property
     def _shared_learner(self) -> nn.Module:
-        """The learner, with its gradients averaged over the ranks in one exchange an update.
+        """The learner; with several ranks wrapped, so that each update averages the gradients over the ranks.
 
-        The mean over ranks of the gradients of means over equal parts is the gradient of the mean over the whole batch.
-        Made at the first update, by all ranks at once.
+        The ranks have equal parts of the batch, so the average is the gradient of the mean over the whole batch. All
+        ranks make it at the first update.
         """
         if self.ranks.size == 1:
             return self.learner
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.learner.parameters())
-        # A bucket that holds all gradients. With a size of ours, the first bucket is not the usual small one.
+        # One bucket holds all gradients, for one exchange per update. By default the first bucket is a small one.
         return DistributedDataParallel(self.learner, gradient_as_bucket_view=True, bucket_cap_mb=num_bytes // 2**20 + 1)
 
     @cached_property
@@ -353,17 +363,17 @@ class Trainer:
         return GraphedStep(self._step, self.generator) if self.is_graphed else self._step
 
     def forget_graph(self) -> None:
-        """Records the CUDA graph anew at the next updates, since tensors that it reads have been replaced."""
+        """Drops the CUDA graph, since tensors that it reads have been replaced; the next updates record a new one."""
         self.__dict__.pop("_run_step", None)
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        """AveragedModel.update_parameters, but for its counter, which that sends to the device and waits."""
+        """Does what AveragedModel.update_parameters does, without its synchronisation with the device."""
         if self.average is None:
             return
         averages: list[Tensor] = list(self.average.module.parameters())
         weights: list[Tensor] = list(self.model.parameters())
-        if self.average.n_averaged == 0:  # a tensor on the host
+        if self.average.n_averaged == 0:  # n_averaged is on the CPU
             torch._foreach_copy_(averages, weights)
         else:
             get_ema_multi_avg_fn(self.learner.weight_average)(averages, weights, self.average.n_averaged)
@@ -388,23 +398,23 @@ def run_training(
     on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Begins a run or goes on with one, and trains to its end or until it is stopped.
+    """Begins or resumes a run, and trains until its end or an interrupt.
 
-    Reads the test split for its fingerprint alone. Ctrl-C (SIGINT) or SIGTERM, in the main thread, ends it after the
-    running update, with a checkpoint; with several ranks, after an update that they agree on.
+    Reads the test split only to compute its fingerprint. In the main thread, Ctrl-C (SIGINT) or SIGTERM stops training
+    after the current update, with a checkpoint; with several ranks, after an update that they agree on.
 
     Args:
-        make_learner: makes what learns.
-        config: the run.
-        folder: where to write it; None writes nothing.
-        resume: go on from the folder's last checkpoint.
-        init: a run of the same agent; training begins with its best weights instead of random ones.
+        make_learner: makes the learner.
+        config: configuration of the run.
+        folder: folder to write the run to; None writes nothing.
+        resume: resume from the folder's last checkpoint.
+        init: a run of the same agent whose best weights are the initial ones; None draws random weights.
         on_progress: called a few times a second.
         ranks: the processes that share the work; each calls this with the same arguments, and rank 0 writes.
 
     Raises:
-        RunError: the folder holds a run already, or another process trains in it; resuming, it holds none that fits,
-            or a file of it is missing; or `init` does not fit.
+        RunError: a new run: the folder already holds a run. Resuming: the folder holds no run with this configuration,
+            or a file is missing or damaged. Either: another process trains in the folder, or `init` does not fit.
         SystemExit: another rank raised an error before training began.
     """
     with ExitStack() as stack:  # holds the folder's lock until training has ended
@@ -416,7 +426,7 @@ def run_training(
                 folder.read_about()
                 if writes:
                     stack.enter_context(folder.training())
-            if ranks.local_rank == 0:  # one process of a machine, since this may download
+            if ranks.local_rank == 0:  # one process per machine, since this may download the data
                 load_dataset(config.env_config)
             if folder is not None and resume:
                 other = f"--like {folder.path} begins another run"
@@ -432,7 +442,7 @@ def run_training(
                 stack.enter_context(folder.training())
                 folder.require_no_run()
         if folder is not None and not resume:
-            save_checkpoint(trainer)  # before config.json makes it a run, so that a run always has a checkpoint
+            save_checkpoint(trainer)  # before config.json, so that every run has a checkpoint
         with ranks.together():
             if folder is not None and writes:
                 folder.truncate_metrics(trainer.epoch)

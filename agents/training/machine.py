@@ -1,4 +1,4 @@
-"""What a run is trained on and by: numbers depend on the processor, its threads and the packages' versions."""
+"""Hardware and package versions of a run, on which its numbers depend, and the number of threads."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ import ram_gym
 PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 
 FEW_LANES = 256
-"""Updates of fewer lanes are as quick on one thread as on more, and far quicker where other processes are busy."""
+"""Updates of fewer lanes run on one thread: as fast as on several, and much faster on a busy machine."""
 
-_threads = torch.get_num_threads()  # PyTorch's own choice, then whatever `choose_threads` chose last
+_threads = torch.get_num_threads()  # PyTorch's default, later the last choice of `choose_threads`
 _most_threads = _threads
 
 
 def choose_threads(lanes: int) -> None:
-    """Lets PyTorch compute on one thread where updates are small, else on as many as it chose itself.
+    """Makes PyTorch compute on one thread if updates are small, else on its default number of threads.
 
-    Threads wait for each other after each operation: a small one is over before the second thread is awake, and another
-    process may keep that from running. A number that the user chose, by OMP_NUM_THREADS, MKL_NUM_THREADS or
-    `torch.set_num_threads`, stays.
+    Threads wait for each other after each operation, and a small operation is done before a second thread has started.
+    A number that the user chose, by OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads`, is kept.
 
     Args:
-        lanes: episodes that one update plays on this process.
+        lanes: episodes that one update plays in this process.
     """
     global _threads
     if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or torch.get_num_threads() != _threads:
@@ -42,7 +41,7 @@ def circumstances(packages: tuple[str, ...] = (), ranks: int = 1) -> dict[str, A
     """Versions and hardware of this process, for config.json.
 
     Args:
-        packages: named beside `PACKAGES`.
+        packages: further packages, besides `PACKAGES`.
         ranks: the number of processes that train together.
     """
     versions = {"python": platform.python_version(), "ram_gym": ram_gym.__version__}

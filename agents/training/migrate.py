@@ -1,4 +1,4 @@
-"""`python -m agents migrate`: brings run folders that an older version wrote up to date."""
+"""`python -m agents migrate`: converts run folders of older versions to the current format."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def migrate(
     folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")],
     data_root: str | None = None,
 ) -> None:
-    """Bring run folders that an older version wrote up to date; those that are up to date stay as they are.
+    """Convert run folders of older versions to the current format. Runs in the current format are left unchanged.
 
-    The data must be there, since runs hold a fingerprint of it.
+    This needs the dataset of each run, to compute its fingerprint.
 
     Args:
-        folders: Run folders, or folders that hold some, at any depth.
-        data_root: Folder with the datasets, if it is not where the runs were trained.
+        folders: Run folders, or folders that contain run folders at any depth.
+        data_root: Folder with the datasets; default: the one that each run was trained with.
     """
     paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
     if not paths:
         raise ValueError(f"there is no config.json in {', '.join(map(str, folders)) or 'no folder'}")
     changed = sum(migrate_run(RunFolder(path), data_root) for path in paths)
-    print(f"{len(paths)} runs, of which {changed} were brought up to date")
+    print(f"{len(paths)} runs, {changed} of them converted")
 
 
 def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
-    """Brings one run up to date, and tells whether it was not.
+    """Converts one run to the current format, and returns whether anything had to change.
 
     Raises:
-        RunError: its config.json is damaged, or of no agent or a field that this version knows.
-        DatasetError: its data is not there, or damaged.
+        RunError: its config.json is damaged, or names an agent or a field that this version does not have.
+        DatasetError: its dataset is missing or damaged.
     """
     stored = folder.read_json("config.json")
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise RunError(f"{folder.path}/config.json is damaged: it holds no configuration")
-    about = name_library(stored)
+    about = rename_agent(stored)
     agent = str(about.get("agent"))
     if agent not in AGENTS:
         raise RunError(f"{folder.path} is a run of {agent!r}, which is no agent of this version")
@@ -74,10 +74,10 @@ def migrate_run(folder: RunFolder, data_root: str | None = None) -> bool:
     return is_changed
 
 
-def name_library(about: dict[str, Any]) -> dict[str, Any]:
-    """Stable-Baselines3's agents had the plain names of their algorithms: `ppo` for `sb3-ppo`.
+def rename_agent(about: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json with the current names of Stable-Baselines3's agents: `sb3-ppo` for the older `ppo`.
 
-    They are told by their configuration, which alone has a field `algorithm` with the agent's name.
+    Only their configurations have a field `algorithm` that repeats the agent's name, so a native `ppo` is unchanged.
     """
     agent = str(about.get("agent"))
     if agent not in RENAMED or about["config"].get("algorithm") != agent:
@@ -85,21 +85,21 @@ def name_library(about: dict[str, Any]) -> dict[str, Any]:
     return {**about, "agent": RENAMED[agent], "config": {**about["config"], "algorithm": RENAMED[agent]}}
 
 
-def _migrate_config(kind: type[TrainConfig], fields: dict[str, Any], version: int) -> TrainConfig:
-    fields = {"task": kind.task, **fields}
+def _migrate_config(config_class: type[TrainConfig], fields: dict[str, Any], version: int) -> TrainConfig:
+    fields = {"task": config_class.task, **fields}
     if version == 1:
-        # It named four fields of the environment among the training's own.
+        # Format 1 stored four fields of the environment among those of the training config.
         names = ("dataset", "composition", "num_glimpses", "data_root")
         overrides = {name: fields[name] for name in names if fields.get(name) is not None}
         env_config = get_task(fields["task"]).config.replace(**overrides)
         fields = {name: value for name, value in fields.items() if name not in names}
         fields["env_config"] = env_config.to_dict()
-    defaults = kind(task=fields["task"]).to_dict()  # of fields that were not there yet
-    return kind.from_dict({**defaults, **fields})
+    defaults = config_class(task=fields["task"]).to_dict()  # for fields that the older version did not have
+    return config_class.from_dict({**defaults, **fields})
 
 
-def _migrate_tensors(folder: RunFolder, name: str, mark: str) -> bool:
-    """Adds fingerprint and SHA-256 to a safetensors file that has none; its tensors keep every bit."""
+def _migrate_tensors(folder: RunFolder, name: str, run_fingerprint: str) -> bool:
+    """Adds the fingerprint and a SHA-256 to a safetensors file without them; the tensors do not change."""
     try:
         data = read_file(folder.path / name)
     except FileNotFoundError:
@@ -109,12 +109,12 @@ def _migrate_tensors(folder: RunFolder, name: str, mark: str) -> bool:
     entries = header.get("__metadata__", {})
     if "sha256" in entries:
         return False
-    folder.write_tensors(name, tensors, {**json.loads(entries.get("about", "{}")), "fingerprint": mark})
+    folder.write_tensors(name, tensors, {**json.loads(entries.get("about", "{}")), "fingerprint": run_fingerprint})
     return True
 
 
-def _migrate_zip(path: Path, mark: str) -> bool:
-    """Adds the fingerprint to a checkpoint of Stable-Baselines3 that has none."""
+def _migrate_zip(path: Path, run_fingerprint: str) -> bool:
+    """Adds the fingerprint to a Stable-Baselines3 checkpoint without one."""
     with zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
         state = json.loads(archive.read("run.json"))
         if "fingerprint" in state:
@@ -124,6 +124,6 @@ def _migrate_zip(path: Path, mark: str) -> bool:
     with zipfile.ZipFile(buffer, "w") as archive:
         for entry, data in entries.items():
             archive.writestr(entry, data)
-        archive.writestr("run.json", json.dumps({**state, "fingerprint": mark}))
+        archive.writestr("run.json", json.dumps({**state, "fingerprint": run_fingerprint}))
     replace_file(path, buffer.getvalue())
     return True

@@ -1,4 +1,4 @@
-"""Pretrained runs: those that the repository holds, as `pretrained:NAME`; finding runs by name, and publishing them."""
+"""Finding runs by path or as `pretrained:NAME`, and publishing a run as one of the repository's pretrained runs."""
 
 from __future__ import annotations
 
@@ -14,44 +14,47 @@ from .run_folder import RunError, RunFolder
 
 PRETRAINED = "pretrained:"
 COMPUTED_IN_PRECISION = ("glimpse_network.", "core.")
-"""What of RAM's network computes in `RamConfig.precision`, but for the location network's hidden layer."""
+"""First parts of the names of RAM's weights that compute in `RamConfig.precision`. The location network's hidden layer
+computes in it too, and is stored in float32.
+"""
 PRETRAINED_FOLDER = Path(__file__).parents[2] / "pretrained"
 
 
 def find_run(name: str | os.PathLike[str]) -> RunFolder:
-    """A run by the path of its folder or, as `pretrained:NAME`, one of those that the repository holds.
+    """A run, by the path of its folder, or by `pretrained:NAME` if it is one of the repository's.
 
     Raises:
-        RunError: no run of that name is held.
+        RunError: there is no pretrained run of that name.
     """
     text = os.fspath(name)
     if not text.startswith(PRETRAINED):
         return RunFolder(text)
-    wanted = text.removeprefix(PRETRAINED)
-    held = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
-    if wanted not in held:
-        names = ", ".join(PRETRAINED + each for each in held) or "none, in this checkout"
+    wanted_name = text.removeprefix(PRETRAINED)
+    pretrained_names = sorted(path.parent.name for path in PRETRAINED_FOLDER.glob("*/config.json"))
+    if wanted_name not in pretrained_names:
+        names = ", ".join(PRETRAINED + name for name in pretrained_names) or "none, in this checkout"
         raise RunError(f"pretrained runs are {names}, got {text!r}")
-    return RunFolder(PRETRAINED_FOLDER / wanted)
+    return RunFolder(PRETRAINED_FOLDER / wanted_name)
 
 
 def publish(folder: RunFolder, name: str) -> Path:
-    """Copies a finished run's configuration, best weights and results to where `pretrained:NAME` finds them.
+    """Copies a finished run's configuration, best weights and results to pretrained/, for use as `pretrained:NAME`.
 
-    The folder that its data lay in is left out. Matrices that a run computes with in bfloat16 are stored so: its
-    answers are the same, and the file is half as large.
+    The copy leaves out the path of the data folder. Matrices that a run computes with in bfloat16 are stored in
+    bfloat16: the answers are the same, and the file is half as large.
 
     Returns:
         The new folder.
 
     Raises:
-        RunError: there is no such run, its best checkpoint is missing or damaged, or the name is taken or not plain.
+        RunError: there is no such run, its best checkpoint is missing or damaged, or the name is taken or has
+            other characters than letters, digits, "-" and "_".
     """
     target = PRETRAINED_FOLDER / name
     if not re.fullmatch(r"[\w-]+", name):
         raise RunError(f"name must be letters, digits, '-' and '_', got {name!r}")
     if target.exists():
-        raise RunError(f"{target} is there already: remove it first, or choose another name")
+        raise RunError(f"{target} exists already: remove it first, or choose another name")
     about = folder.read_about()
     weights, header = folder.read_tensors("best.safetensors")
     results = folder.read_results()

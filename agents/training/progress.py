@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, else a line now and then."""
+"""Progress display: a live bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Report(Protocol):
-    """Tells how far the work is: a share in [0, 1], a line of text, and the seconds left."""
+    """Shows progress: the share that is done, in [0, 1], a line of text, and the seconds left."""
 
     def __call__(self, done: float, text: str, seconds_left: float) -> None:
         """Shows it."""
@@ -33,7 +33,7 @@ def show_progress(title: str) -> Iterator[Report]:
         yield _lines(title)
         return
     say(title)
-    # Eighty columns hold all of it; the time left stands first, so that a narrower terminal cuts something else.
+    # It fits into 80 columns. The time left comes first, so that a narrower terminal does not cut it off.
     status = TextColumn("{task.percentage:3.0f}% {task.fields[text]}")
     with Bar(BarColumn(bar_width=6), status, console=console) as bar:
         work = bar.add_task("", total=1.0, text="")
@@ -67,7 +67,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_training(progress: Progress) -> str:
-    """One line on a training run."""
+    """The line of text that describes how far a training run has come."""
     parts = [f"epoch {progress.epoch}/{progress.epochs}"]
     if progress.last_metrics is not None:
         parts.append(f"accuracy {progress.last_metrics['train_accuracy_percent']:.1f}%")

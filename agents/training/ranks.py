@@ -1,4 +1,4 @@
-"""Ranks: the processes of one training run, as `torchrun` starts them. A process that was started alone is one rank."""
+"""Ranks: the processes of one training run, as `torchrun` starts them. Without torchrun there is one rank."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch import Tensor
 from torch import distributed as dist
 
 PATIENCE_SECONDS = 60.0
-"""How long a process whose launcher is gone has to end by itself."""
+"""Seconds in which a process whose launcher has ended must end by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Which of the processes that train together this one is, and what they tell each other.
+    """This process's number among those that train together, and their communication.
 
-    Apart from `draw`, each method is called by all ranks or by none. With one rank none of them waits for anything.
+    `mean`, `any`, `together` and `by_first` communicate, so all ranks must call them. With one rank they do not wait.
     """
 
     rank: int = 0
-    """Number of this process, from 0; 0 is the one that writes."""
+    """Number of this process, from 0; rank 0 writes the files."""
     size: int = 1
     """Number K of processes."""
     local_rank: int = 0
-    """Number of this process on its machine, from 0; it picks the GPU."""
+    """Number of this process on its machine, from 0; also the number of its GPU."""
 
     def device(self, device: str) -> str:
-        """This rank's own device of a kind: "cuda" becomes "cuda:LOCAL_RANK".
+        """This rank's device: with several ranks "cuda" becomes "cuda:LOCAL_RANK".
 
         Raises:
             ValueError: a single GPU was named for several ranks.
@@ -46,10 +46,10 @@ class Ranks:
         return f"cuda:{self.local_rank}"
 
     def share(self, whole: int, name: str) -> int:
-        """How much of a whole is this rank's: K equal parts, this one's begins at `rank * share`.
+        """This rank's share of a whole: one of `size` equal parts, from `rank * share` on.
 
         Raises:
-            ValueError: it cannot be divided; the message names it.
+            ValueError: the whole is not divisible by `size`; the message names it.
         """
         if whole % self.size:
             raise ValueError(f"{name} must be a multiple of {self.size}, the number of ranks, got {whole}")
@@ -58,21 +58,21 @@ class Ranks:
     def draw(
         self, sample: Callable[..., Tensor], num: int, generator: torch.Generator | None, device: torch.device
     ) -> Tensor:
-        """Random pairs for this rank's rows of a batch, the same whatever the number of ranks. float32 (num, 2).
+        """Random pairs for this rank's rows of a batch, independent of the number of ranks: float32 (num, 2).
 
-        Every rank draws for the whole batch of K * num rows and keeps its own; so the ranks' generators stay equal.
+        Every rank draws for the whole batch of K * num rows and returns its own part, so all generators stay equal.
 
         Args:
             sample: `torch.rand` or `torch.randn`.
             num: number of this rank's rows.
             generator: in the same state on all ranks.
-            device: the generator's.
+            device: the device of the generator.
         """
         whole = sample((self.size * num, 2), generator=generator, device=device)
         return whole[self.rank * num : (self.rank + 1) * num]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the ranks of a tensor that each has; a new tensor."""
+        """The mean of a tensor over the ranks, as a new tensor."""
         values = values.clone()
         if self.size > 1:
             dist.all_reduce(values)
@@ -80,19 +80,19 @@ class Ranks:
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any rank."""
+        """For each flag, whether any rank has set it."""
         if self.size == 1:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in found.tolist()]
+        is_set = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(is_set, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in is_set.tolist()]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What stands inside succeeds on all ranks or ends them all. Nothing inside may talk to other ranks.
+        """If the block raises an error on one rank, all ranks end. The block must not communicate with other ranks.
 
         Raises:
-            SystemExit: status 2, where a lower rank had an error; that rank raises its own.
+            SystemExit: status 2, if another rank failed. The lowest rank that failed raises its own error.
         """
         error: Exception | None = None
         try:
@@ -109,12 +109,12 @@ class Ranks:
             if int(failed) < self.size:
                 raise SystemExit(2)
 
-    def by_first(self, find: Callable[[], float]) -> float:
-        """A number that rank 0 finds, while the others wait for it."""
+    def by_first(self, compute: Callable[[], float]) -> float:
+        """A number that rank 0 computes; the other ranks wait for it."""
         value = torch.zeros((), dtype=torch.float64)
         with self.together():
             if self.rank == 0:
-                value.fill_(find())
+                value.fill_(compute())
         if self.size > 1:
             dist.broadcast(value, 0)
         return float(value)
@@ -125,14 +125,13 @@ ALONE = Ranks()
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK describe, connected while inside.
+    """Connects the ranks that torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK describe, until the block ends.
 
-    CPU tensors travel by gloo, CUDA tensors by NCCL. A rank that ends with an error takes the others with it: torchrun
-    ends them. When all ranks have left without an error, rank 0 goes on and the processes of the others end, with exit
-    status 0.
+    CPU tensors travel by gloo, CUDA tensors by NCCL. If a rank ends with an error, torchrun ends the others. When all
+    ranks have left without an error, rank 0 goes on and the processes of the others end, with exit status 0.
 
     Args:
-        device: "cpu", or "cuda": then rank i of a machine takes its GPU i.
+        device: "cpu" or "cuda"; with "cuda" rank i of a machine uses its GPU i.
 
     Raises:
         ValueError: there are more ranks on this machine than GPUs.
@@ -177,9 +176,9 @@ def _leave(ranks: Ranks, store: dist.Store) -> None:
 
 
 def _end_with_launcher() -> None:
-    """Ends this process when the one that started it is gone, which could not stop it any more.
+    """Ends this process when the launcher has ended, which could no longer stop it.
 
-    As Ctrl-C does, with a checkpoint, or after `PATIENCE_SECONDS` without.
+    It sends SIGTERM, which saves a checkpoint, and after `PATIENCE_SECONDS` exits without one.
     """
     launcher = os.getppid()
 

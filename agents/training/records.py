@@ -1,4 +1,4 @@
-"""What the files of a run hold, as annotations that `agents.training.schema` checks."""
+"""Contents of a run's files, as annotated types that `agents.training.schema` checks."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .schema import Count, NotNegative, Percent, Whole, check_stored
 
 
 class Resumed(TypedDict):
-    """Where and by what a run went on."""
+    """One resumption of a run."""
 
     epoch: Whole
-    """Complete epochs, after which it went on."""
+    """Number of complete epochs when it was resumed."""
     command: list[str]
     versions: dict[str, str]
     hardware: dict[str, Any]
 
 
 class About(TypedDict):
-    """config.json."""
+    """Content of config.json."""
 
     format: int
     agent: str
     config: dict[str, Any]
     """Fields of a TrainConfig."""
     fingerprint: SHA256
-    """Of `data`; checkpoints repeat it."""
+    """Fingerprint of `data`; checkpoints store it too."""
     data: Data
     command: list[str]
     versions: dict[str, str]
@@ -39,20 +39,20 @@ class About(TypedDict):
 
 
 class BestHeader(TypedDict):
-    """What best.safetensors holds beside the weights."""
+    """Metadata of best.safetensors."""
 
     epoch: Count
     fingerprint: SHA256
 
 
 class LastHeader(TypedDict):
-    """What last.safetensors holds beside the tensors."""
+    """Metadata of last.safetensors."""
 
     epoch: Annotated[int, Interval(ge=0, le=2**20)]
-    """Complete epochs."""
+    """Number of complete epochs."""
     update_in_epoch: Whole
     seconds: NotNegative
-    """Training time, validation not counted."""
+    """Training time, without validation."""
     best_error: Percent | None
     """Lowest validation error, in percent; None before the first validation."""
     best_epoch: Whole
@@ -60,7 +60,7 @@ class LastHeader(TypedDict):
 
 
 class Row(TypedDict):
-    """A row of metrics.jsonl; what else it holds are numbers too."""
+    """A row of metrics.jsonl. All further fields must be numbers."""
 
     epoch: Count
     scenes: NotRequired[Whole]
@@ -71,10 +71,10 @@ class Row(TypedDict):
 
 
 class Result(TypedDict):
-    """An entry of results.json: the run's own validation, or what an evaluation found."""
+    """An entry of results.json: the validation at the end of training, or an evaluation."""
 
     epoch: NotRequired[Whole]
-    """The epoch that the best network is of."""
+    """Epoch of the best network."""
     epochs: NotRequired[Whole]
     train_seconds: NotRequired[NotNegative]
     scenes: NotRequired[Whole | None]
@@ -93,21 +93,21 @@ class Result(TypedDict):
     distance_by_glimpse_pixels: NotRequired[list[NotNegative] | None]
     spread_by_glimpse_pixels: NotRequired[list[NotNegative] | None]
     other_data: NotRequired[bool]
-    """Whether the run learned from other data than it was measured on."""
+    """Whether the evaluation used another environment or other data than the run learned from."""
 
 
 def check_row(row: Any) -> None:
-    """Refuses what is no row of metrics.jsonl.
+    """Checks a row of metrics.jsonl.
 
     Raises:
-        ValueError: a field is wrong; the message names it.
+        ValueError: it is not an object, or a field is wrong; the message names the field.
     """
     if not isinstance(row, dict):
         raise ValueError(f"it must be an object, got {reprlib.repr(row)}")
-    known = {name: value for name, value in row.items() if name in Row.__annotations__}
-    check_stored(Row, known)
-    check_stored(dict[str, float], {name: value for name, value in row.items() if name not in known})
+    named = {name: value for name, value in row.items() if name in Row.__annotations__}
+    check_stored(Row, named)
+    check_stored(dict[str, float], {name: value for name, value in row.items() if name not in named})
 
 
 HEADERS: dict[str, type] = {"best.safetensors": BestHeader, "last.safetensors": LastHeader}
-"""Of the safetensors files of a run, by name."""
+"""Types of the metadata of a run's safetensors files, by file name."""

@@ -1,7 +1,7 @@
-"""Types, choices and bounds, read from annotations: one check for the command line, Python and stored files.
+"""Checks types, choices and bounds of fields against their annotations, in Python, on the command line and in files.
 
-An annotation such as `Annotated[int, Interval(ge=1, le=100)]` or `Literal["rnn", "lstm"]` is all that a field needs.
-Types are strict: an int is no float written as 1.0, no bool and no string. Floats are finite.
+Annotate a field with, for instance, `Annotated[int, Interval(ge=1, le=100)]` or `Literal["rnn", "lstm"]`. Types are
+strict: 1.0, True and "1" are not ints. Floats must be finite.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STRICT: Any = {"strict": True, "allow_inf_nan": False}
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
 Units = Annotated[int, Interval(ge=1, le=8192)]
-"""Units of a layer. The largest matrix is 256 MiB."""
+"""Units of a layer. The limit keeps a weight matrix at 256 MiB or less."""
 Seed = Annotated[int, Interval(ge=0, lt=2**31)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Percent = Annotated[float, Interval(ge=0, le=100)]
@@ -32,31 +32,31 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 
 
-def check_fields(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+def check_fields(annotated_class: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a class, checked against its annotations. Ints given for floats become floats.
 
     Args:
-        kind: a dataclass or a TypedDict.
-        fields: all of them.
+        annotated_class: a dataclass or a TypedDict.
+        fields: all its fields by name.
 
     Raises:
-        ValueError: a field is missing or unknown, or has another type, choice or bound; the message names it, what it
-            must be and what came.
+        ValueError: a field is missing or unknown, or has a wrong type or value; the message names the field,
+            what it must be and what came.
     """
-    return _check(_adapter(kind, False).validate_python, dict(fields))
+    return _check(_adapter(annotated_class, False).validate_python, dict(fields))
 
 
-def check_stored(kind: Any, value: Any) -> dict[str, Any]:
-    """The same of what `json.loads` gave: arrays are given for tuples, and objects for dataclasses.
+def check_stored(annotation: Any, value: Any) -> dict[str, Any]:
+    """Checks a value from `json.loads`, which has lists for tuples and dicts for dataclasses.
 
     Args:
-        kind: a dataclass, a TypedDict or another annotation, `dict[str, float]` for instance.
-        value: what `json.loads` gave.
+        annotation: a dataclass, a TypedDict or another annotation, such as `dict[str, float]`.
+        value: a return value of `json.loads`.
 
     Raises:
-        ValueError: as of `check_fields`.
+        ValueError: as in `check_fields`.
     """
-    return _check(_adapter(kind, True).validate_json, json.dumps(value))
+    return _check(_adapter(annotation, True).validate_json, json.dumps(value))
 
 
 def _check(validate: Any, value: Any) -> dict[str, Any]:
@@ -65,42 +65,42 @@ def _check(validate: Any, value: Any) -> dict[str, Any]:
     try:
         return validate(value)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_context=False)
+        first, *more_errors = error.errors(include_url=False, include_context=False)
         name = ".".join(map(str, first["loc"]))
-        more = f" ({len(others)} more)" if others else ""
+        more = f" ({len(more_errors)} more)" if more_errors else ""
         if first["type"] == "missing":
             raise ValueError(f"{name} is missing{more}") from None
         if first["type"] == "extra_forbidden":
             raise ValueError(f"{name} is no field of this version, got {reprlib.repr(first['input'])}{more}") from None
         if not first["msg"].startswith("Input should be "):
             raise ValueError(f"{name or 'it'}: {first['msg'].removeprefix('Value error, ')}{more}") from None
-        wanted = first["msg"].removeprefix("Input should be ")
-        raise ValueError(f"{name or 'it'} must be {wanted}, got {reprlib.repr(first['input'])}{more}") from None
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ValueError(f"{name or 'it'} must be {expected}, got {reprlib.repr(first['input'])}{more}") from None
 
 
 @functools.cache
-def _adapter(kind: Any, stored: bool) -> TypeAdapter[dict[str, Any]]:
+def _adapter(annotation: Any, is_stored: bool) -> TypeAdapter[dict[str, Any]]:
     from pydantic import TypeAdapter
 
-    if _has_fields(kind):
-        return TypeAdapter(_typed_dict(kind, stored))
-    return TypeAdapter(kind, config=_STRICT)
+    if _has_fields(annotation):
+        return TypeAdapter(_typed_dict(annotation, is_stored))
+    return TypeAdapter(annotation, config=_STRICT)
 
 
 def _has_fields(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint) or is_typeddict(hint)
 
 
-def _typed_dict(kind: type, stored: bool) -> Any:
-    """A TypedDict of a class's annotations; so are classes within it where it is of stored values."""
-    hints = get_type_hints(kind, include_extras=True)
-    if dataclasses.is_dataclass(kind):
-        hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def _typed_dict(annotated_class: type, is_stored: bool) -> Any:
+    """A TypedDict with a class's annotations. For stored values, classes inside it become TypedDicts too."""
+    hints = get_type_hints(annotated_class, include_extras=True)
+    if dataclasses.is_dataclass(annotated_class):
+        hints = {field.name: hints[field.name] for field in dataclasses.fields(annotated_class)}
     for name, hint in hints.items():
         bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if stored and _has_fields(bare):
-            hints[name] = _typed_dict(bare, stored)
-    make: Any = TypedDict
-    made = make("Fields", hints)
-    made.__pydantic_config__ = {**_STRICT, "extra": "forbid"}
-    return made
+        if is_stored and _has_fields(bare):
+            hints[name] = _typed_dict(bare, is_stored)
+    make_typed_dict: Any = TypedDict
+    typed_dict = make_typed_dict("Fields", hints)
+    typed_dict.__pydantic_config__ = {**_STRICT, "extra": "forbid"}
+    return typed_dict

@@ -1,4 +1,4 @@
-"""Seeds: `train AGENT ... --seeds 0-2 --out NAME` trains NAME/seed-0, seed-1 and seed-2, a process each."""
+"""`train AGENT ... --seeds 0-2 --out DIR` trains DIR/seed-0, DIR/seed-1 and DIR/seed-2, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from .run_folder import RunFolder
 
 
 def train_seeds(agent: str, arguments: Sequence[str]) -> bool:
-    """Trains several seeds where --seeds is among the arguments of `train AGENT`.
+    """Trains several seeds if --seeds is among the arguments of `train AGENT`.
 
-    A seed that is trained to its end is left as it is, one that was begun goes on, and the others begin. At the end
-    each seed's validation error is said, with mean and sample standard deviation.
+    Finished seeds are skipped, unfinished ones resumed, and the rest begun. At the end it prints each seed's validation
+    error, with mean and sample standard deviation.
 
     Args:
         agent: name of the agent.
-        arguments: what follows it.
+        arguments: the arguments that follow it.
 
     Returns:
         Whether --seeds was among the arguments.
 
     Raises:
-        ValueError: the seeds are no numbers, --out is missing, an option does not go with --seeds, or a folder holds a
-            run that another command began.
-        SystemExit: a training failed or was interrupted, with its exit status.
+        ValueError: the seeds are not numbers, --out is missing, an option cannot be combined with --seeds, or a folder
+            holds a run that another command began.
+        SystemExit: a run failed or was interrupted; the exit status is that of the run.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--seeds", "--out"):
         parser.add_argument(option)
     parser.add_argument("--jobs", default="1")
-    options, others = parser.parse_known_args(list(arguments))
+    options, train_arguments = parser.parse_known_args(list(arguments))
     if options.seeds is None:
         return False
-    given = {word.partition("=")[0] for word in others}
+    given = {word.partition("=")[0] for word in train_arguments}
     if wrong := sorted(given & {"--seed", "--resume"}):
-        raise ValueError(f"{wrong[0]} does not go with --seeds")
+        raise ValueError(f"{wrong[0]} cannot be combined with --seeds")
     if options.out is None:
-        raise ValueError("--seeds needs --out, the folder that seed-0, seed-1, ... are to lie in")
+        raise ValueError("--seeds needs --out, the folder in which to create seed-0, seed-1, ...")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--seeds starts its own processes: start it without torchrun")
     if not re.fullmatch(r"[1-9]\d*", options.jobs):
         raise ValueError(f"jobs must be a number of at least 1, got {options.jobs!r}")
     folders = {seed: RunFolder(Path(options.out) / f"seed-{seed}") for seed in parse_seeds(options.seeds)}
     commands = {
-        seed: [*others, "--seed", str(seed), "--out", str(folder.path)]
+        seed: [*train_arguments, "--seed", str(seed), "--out", str(folder.path)]
         for seed, folder in folders.items()
         if not is_complete(folder)
     }
@@ -70,7 +70,7 @@ def train_seeds(agent: str, arguments: Sequence[str]) -> bool:
     with ThreadPoolExecutor(int(options.jobs)) as pool:
         codes = list(pool.map(run, commands.values()))
     if failed := [code for code in codes if code]:
-        say(f"{len(failed)} of {len(folders)} seeds did not end: the same command goes on with them")
+        say(f"{len(failed)} of {len(folders)} seeds are not finished: run the same command again to resume them")
         raise SystemExit(failed[0] if failed[0] > 0 else 128 - failed[0])
     errors = [folder.read_json("results.json")["validation"]["error_percent"] for folder in folders.values()]
     listed = ", ".join(f"{seed}: {error:.2f}" for seed, error in zip(folders, errors, strict=True))
@@ -80,10 +80,10 @@ def train_seeds(agent: str, arguments: Sequence[str]) -> bool:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds of a text such as "0-2" or "0,3,5-6", in its order.
+    """The seeds in a text such as "0-2" or "0,3,5-6", in order.
 
     Raises:
-        ValueError: it is no such text, or names a seed twice.
+        ValueError: the text has another form, or names a seed twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -97,6 +97,6 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def is_complete(folder: RunFolder) -> bool:
-    """Whether a run is trained to its end."""
-    found = folder.read_json("results.json", {}) if (folder.path / "config.json").exists() else {}
-    return isinstance(found, dict) and "validation" in found
+    """Whether training of the run is finished."""
+    results = folder.read_json("results.json", {}) if (folder.path / "config.json").exists() else {}
+    return isinstance(results, dict) and "validation" in results

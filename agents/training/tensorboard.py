@@ -1,4 +1,4 @@
-"""A run's numbers as TensorBoard shows them."""
+"""Writes a run's metrics for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .run_folder import RunFolder
 
 
 class TensorBoard:
-    """A run's event files: the rows of metrics.jsonl, and whatever else an earlier writer left is hidden."""
+    """A run's event files: the rows of metrics.jsonl. Events of earlier writers in the folder are hidden."""
 
     def __init__(self, folder: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -24,5 +24,5 @@ class TensorBoard:
                 self.writer.add_scalar(key, value, row["epoch"])
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes buffered events and closes the file."""
         self.writer.close()

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint: their digest, and whether they are what a network and its optimizer take."""
+"""Tensors of a checkpoint: encodes them with a digest, decodes them, checks names, shapes, dtypes and values."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch import Tensor
 
 
 def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
-    """SHA-256 over some texts and over names, dtypes, shapes and bytes of tensors, in hexadecimal digits."""
-    found = hashlib.sha256(json.dumps(texts).encode())
+    """SHA-256, in hexadecimal, of texts and of the names, dtypes, shapes and bytes of tensors."""
+    sha256 = hashlib.sha256(json.dumps(texts).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu").contiguous()
-        found.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        sha256.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def encode(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """A safetensors file, with JSON in its header and the digest of it all; the same bytes for the same content."""
+    """The bytes of a safetensors file, with metadata `about` as JSON and a digest of both in its header.
+
+    The same content gives the same bytes.
+    """
     on_cpu = {name: value.detach().to("cpu").clone().contiguous() for name, value in tensors.items()}
     text = json.dumps(about, allow_nan=False)
     data = save(on_cpu, {"about": text, "sha256": digest(on_cpu, text)})
@@ -34,10 +37,10 @@ def encode(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes) -> tuple[dict[str, Tensor], Any]:
-    """What `encode` was given.
+    """The tensors and the metadata of bytes that `encode` returned.
 
     Raises:
-        ValueError: it is no such file, or something in it has changed since.
+        ValueError: the bytes are not from `encode`, or were changed.
     """
     try:
         tensors = load(data)
@@ -45,53 +48,53 @@ def decode(data: bytes) -> tuple[dict[str, Tensor], Any]:
         entries = header.get("__metadata__", {})
         text = entries.get("about", "{}")
         about = json.loads(text)
-    except Exception as error:  # safetensors and json meet damaged files with whatever error they lead to
+    except Exception as error:  # safetensors and json raise many types of error on damaged files
         raise ValueError(f"is damaged and cannot be read: {error}") from error
     if "sha256" not in entries:
         raise ValueError("is of an older version: its SHA-256 is missing")
     if digest(tensors, text) != entries["sha256"]:
-        raise ValueError("is damaged: its SHA-256 is not that of what it holds")
+        raise ValueError("is damaged: its SHA-256 is not that of its content")
     return tensors, about
 
 
 def check_tensors(
-    what: str, held: Any, expected: Mapping[str, Tensor], *, stored_as: torch.dtype | None = None
+    what: str, tensors: Any, expected: Mapping[str, Tensor], *, stored_as: torch.dtype | None = None
 ) -> None:
-    """Refuses tensors that are not those that are expected, or not finite.
+    """Checks that tensors have the expected names, shapes and dtypes and are finite.
 
     Args:
-        what: they are, for the message.
-        held: a dict of tensors on the CPU, if all is well.
-        expected: tensors with the names, shapes and dtypes that `held` must have.
-        stored_as: a dtype that a float32 tensor may be stored as.
+        what: what the tensors are, for the message.
+        tensors: the value to check: it must be a dict of tensors on the CPU.
+        expected: tensors with the names, shapes and dtypes that `tensors` must have.
+        stored_as: a second dtype in which float32 tensors may be stored.
 
     Raises:
-        ValueError: a name, shape or dtype is another one, or a number is NaN or infinite.
+        ValueError: a name, shape or dtype differs, or a number is NaN or infinite.
     """
-    if not isinstance(held, dict) or held.keys() != expected.keys():
-        names = ", ".join(sorted(map(str, held))) if isinstance(held, dict) else type(held).__name__
+    if not isinstance(tensors, dict) or tensors.keys() != expected.keys():
+        names = ", ".join(sorted(map(str, tensors))) if isinstance(tensors, dict) else type(tensors).__name__
         raise ValueError(f"{what} must be {', '.join(sorted(expected))}, got {names or 'none'}")
-    for name, wanted in expected.items():
-        value = held[name]
-        form = f"{wanted.dtype} {tuple(wanted.shape)}"
+    for name, target in expected.items():
+        value = tensors[name]
+        form = f"{target.dtype} {tuple(target.shape)}"
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
             raise ValueError(f"{what}: {name} must be a tensor {form}, got {type(value).__name__}")
-        dtypes = {wanted.dtype} | ({stored_as} if wanted.dtype == torch.float32 else set())
-        if value.dtype not in dtypes or value.shape != wanted.shape:
+        dtypes = {target.dtype} | ({stored_as} if target.dtype == torch.float32 else set())
+        if value.dtype not in dtypes or value.shape != target.shape:
             raise ValueError(f"{what}: {name} must be {form}, got {value.dtype} {tuple(value.shape)}")
         if not value.isfinite().all():
             raise ValueError(f"{what}: {name} must be finite, got NaN or infinity")
 
 
 def check_adam_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Refuses a state of Adam that is not whole: for each parameter that is trained a step and two averages.
+    """Checks that a state of Adam is complete: a step and two moving averages for each trained parameter.
 
     Args:
-        state: by number of the parameter, as the optimizer's `state_dict` has it.
-        optimizer: the one that is to have it.
+        state: state by number of the parameter, as in the optimizer's `state_dict`.
+        optimizer: the optimizer that is to load the state.
 
     Raises:
-        ValueError: a parameter's state is missing, too much, or has another form or numbers that Adam cannot have.
+        ValueError: a parameter's state is missing, superfluous, of another form, or impossible for Adam.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained = {number: parameter for number, parameter in enumerate(parameters) if parameter.requires_grad}
