@@ -101,6 +101,7 @@ def test_vector_and_single_environment_agree_through_make(env_id: str) -> None:
 def test_every_field_is_overridable_and_the_table_is_what_make_gives() -> None:
     fields: dict[str, Any] = {
         "dataset": "digits",
+        "image_size": 12,
         "data_root": "somewhere",
         "split": "test",
         "canvas_size": 40,
