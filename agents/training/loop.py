@@ -29,7 +29,7 @@ from .environment import check_device, make_env
 from .fingerprint import Data, describe_data, fingerprint, is_other_data
 from .graph import GraphedStep
 from .interrupts import noted_interrupts
-from .machine import choose_threads
+from .machine import chosen_threads
 from .ranks import ALONE, Ranks
 from .run_folder import RunError, RunFolder
 from .tensorboard import TensorBoard
@@ -139,7 +139,6 @@ class Trainer:
         self.num_images = len(images)
         self.num_scenes = ranks.share(config.batch_size, "batch_size")
         self.updates_per_epoch = self.num_images // config.batch_size
-        choose_threads(self.num_scenes * config.episodes_per_scene)
         if not self.updates_per_epoch:
             raise ValueError(
                 f"batch_size must be at most {self.num_images}, the number of images, got {config.batch_size}"
@@ -418,6 +417,7 @@ def run_training(
         SystemExit: another rank raised an error before training began.
     """
     with ExitStack() as stack:  # holds the folder's lock until training has ended
+        stack.enter_context(chosen_threads(config.batch_size * config.episodes_per_scene // ranks.size))
         writes = folder is not None and ranks.rank == 0
         with ranks.together():
             if folder is not None and not resume:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,27 @@ PACKAGES = ("gymnasium", "numpy", "torch", "torchvision")
 FEW_LANES = 256
 """Updates of fewer lanes run on one thread: as fast as on several, and much faster on a busy machine."""
 
-_threads = torch.get_num_threads()  # PyTorch's default, later the last choice of `choose_threads`
-_most_threads = _threads
 
+@contextmanager
+def chosen_threads(lanes: int) -> Iterator[None]:
+    """While inside, PyTorch computes on one thread if updates are small.
 
-def choose_threads(lanes: int) -> None:
-    """Makes PyTorch compute on one thread if updates are small, else on its default number of threads.
-
-    Threads wait for each other after each operation, and a small operation is done before a second thread has started.
-    A number that the user chose, by OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads`, is kept.
+    Threads wait for each other after each operation: a small one is over before the second thread is awake, and another
+    process may keep that from running. A number that the user chose by OMP_NUM_THREADS or MKL_NUM_THREADS stays.
 
     Args:
-        lanes: episodes that one update plays in this process.
+        lanes: episodes that one update plays on this process.
     """
-    global _threads
-    if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or torch.get_num_threads() != _threads:
+    threads = torch.get_num_threads()
+    is_chosen = bool(os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"))
+    if is_chosen or lanes >= FEW_LANES:
+        yield
         return
-    _threads = 1 if lanes < FEW_LANES else _most_threads
-    torch.set_num_threads(_threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def circumstances(packages: tuple[str, ...] = (), ranks: int = 1) -> dict[str, Any]:
