@@ -73,7 +73,7 @@ def test_a_published_run_is_found_by_name_and_evaluates_the_same(
     found = json.loads(capsys.readouterr().out)
     assert found["errors"] == documented["test single"]["errors"]
     assert (published / "results.json").read_text() == before
-    with pytest.raises(RunError, match="there already"):
+    with pytest.raises(RunError, match="exists already"):
         publish(RunFolder(digits_run), "digits-16")
 
 
