@@ -201,7 +201,8 @@ def test_validation_measures_modules_in_evaluation_mode() -> None:
     assert set(modes[1:]) == {(True, True), (False, False)}
 
 
-def test_a_users_own_modules_are_trained_resumed_and_loaded(tmp_path: Path) -> None:
+def test_a_users_own_modules_are_trained_resumed_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
     own: dict[str, Any] = {"glimpse_network": OwnGlimpseNetwork, "core": OwnCore}
     config, unbroken, broken = learn_digits(), RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "broken")
     result = train(config, unbroken, **own)

@@ -34,6 +34,8 @@ from .ranks import ALONE, Ranks
 from .run_folder import RunError, RunFolder
 from .tensorboard import TensorBoard
 
+SECONDS_BETWEEN_REPORTS = 0.25
+"""Seconds between two calls of `on_progress`."""
 UPDATES_BETWEEN_AGREEMENTS = 8
 """With several ranks: they agree on whether to stop or to save once in so many updates."""
 
@@ -206,7 +208,9 @@ class Trainer:
                     if board is not None:
                         board.add(metrics)
                 now = time.perf_counter()
-                if on_progress is not None and (now - reported > 0.25 or self.epoch >= self.config.epochs):
+                if on_progress is not None and (
+                    now - reported > SECONDS_BETWEEN_REPORTS or self.epoch >= self.config.epochs
+                ):
                     reported = now
                     on_progress(self._progress(start_seconds, start_done))
             if self.folder is not None and self.epoch < self.config.epochs:
