@@ -433,7 +433,11 @@ def test_init_that_does_not_fit_is_refused(trained: Path, tmp_path: Path, capsys
 # Where a run was trained
 
 
-def test_where_and_by_what_a_run_goes_on_is_stored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_and_by_what_a_run_goes_on_is_stored(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     about = json.loads((run / "config.json").read_text())
     about["hardware"] = {**about["hardware"], "cpu": "Imaginary 9000", "threads": 77}
     (run / "config.json").write_text(json.dumps(about))
@@ -444,11 +448,11 @@ def test_where_and_by_what_a_run_goes_on_is_stored(run: Path, capsys: pytest.Cap
     }
     (resumed,) = found["resumed"]
     assert (resumed["epoch"], resumed["command"], resumed["hardware"]["ranks"]) == (2, ["on"], 1)
-    assert resumed["hardware"]["threads"] == torch.get_num_threads()
+    assert resumed["hardware"]["threads"] == 1  # its updates are small
     assert resumed["versions"]["torch"] == torch.__version__.partition("+")[0]
     shown = " ".join(capsys.readouterr().err.split())
     assert "numbers may differ" in shown
-    assert f"threads {torch.get_num_threads()}, not 77" in shown
+    assert "threads 1, not 77" in shown
     assert ", not Imaginary 9000" in shown
     train(digits(epochs=4), RunFolder(run, ["on"]), resume=True)
     assert len(RunFolder(run).read_about()["resumed"]) == 2
