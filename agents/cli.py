@@ -25,7 +25,7 @@ from .registry import AGENTS, RENAMED, get_agent
 from .terminal import command_ending, say
 from .training.config import TrainConfig, nearest_task
 from .training.environment import describe_environment, find_data_root
-from .training.loop import Progress
+from .training.learner import Progress
 from .training.migrate import migrate
 from .training.pretrained import find_run, publish
 from .training.progress import format_training, show_progress

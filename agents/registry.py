@@ -23,7 +23,7 @@ from .training.ranks import ALONE, Ranks
 from .training.run_folder import MIGRATE, RunError, RunFolder
 
 if TYPE_CHECKING:
-    from .training.loop import OnProgress, TrainResult
+    from .training.learner import OnProgress, TrainResult
 
 
 class Listed(NamedTuple):

@@ -19,7 +19,7 @@ from agents.ram.training import train
 from agents.ram.unrolled import Unrolled, unroll
 from agents.registry import TrainedRun, load_run, read_config
 from agents.training.environment import make_blank_env, make_env
-from agents.training.loop import Progress
+from agents.training.learner import Progress
 from agents.training.run_folder import RunFolder
 from ram_gym import evaluate
 

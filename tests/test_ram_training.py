@@ -22,7 +22,8 @@ from agents.scripted import make_locator, scan_path
 from agents.training.checkpoint import load_checkpoint, save_checkpoint
 from agents.training.config import learning_rate
 from agents.training.fingerprint import fingerprint
-from agents.training.loop import Progress, Trainer
+from agents.training.learner import Progress
+from agents.training.loop import Trainer
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import TASKS, GlimpseVectorEnv, evaluate, get_task
 

@@ -31,7 +31,7 @@ from agents.sb3.checkpoint import load_checkpoint
 from agents.sb3.config import PRESETS, Sb3Config, preset
 from agents.sb3.policy import Sb3Policy, make_env, make_model
 from agents.sb3.training import RunCallback, train
-from agents.training.loop import Progress
+from agents.training.learner import Progress
 from agents.training.run_folder import RunError, RunFolder
 from ram_gym import GlimpseVectorEnv, get_task, wrappers
 

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from ram_gym import GlimpseVectorEnv
 
-from ..training.loop import Learner, OnProgress, TrainResult, run_training
+from ..training.learner import Learner, OnProgress, TrainResult
+from ..training.loop import run_training
 from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunFolder
 from .config import FullImageConfig
@@ -48,14 +49,14 @@ class FullImageLearner(Learner):
         del schedules
         self.env.reset(options={"index": index, "scene_seed": scene_seed})
         labels = self.env.labels
-        logits = self.model.train()(pixels(self.env))
+        logits = self.model(pixels(self.env))
         loss = cross_entropy(logits, labels)
         is_right = (logits.argmax(-1) == labels).to(torch.float64)
         return loss, torch.stack((is_right.mean(), loss.detach().to(torch.float64)))
 
     def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> FullImagePolicy:
         """The network as a policy."""
-        return FullImagePolicy(model.eval(), env)
+        return FullImagePolicy(model, env)
 
 
 def train(

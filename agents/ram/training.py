@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ram_gym import GlimpseVectorEnv
 
 from ..scripted import make_locator
-from ..training.loop import Learner, OnProgress, TrainResult, run_training
+from ..training.learner import Learner, OnProgress, TrainResult
+from ..training.loop import run_training
 from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunFolder
 from .config import RamConfig, location_std

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.distributions import Distribution
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ram_gym import GlimpseConfig, GlimpseVectorEnv
 from ram_gym.adapters.sb3 import GlimpseVecEnv
-from ram_gym.wrappers import VectorBoxAction, VectorMultiDiscreteAction
+from ram_gym.wrappers import VectorBoxAction, VectorEveryAnswerReward, VectorMultiDiscreteAction
 
 from ..registry import TrainedRun
 from ..scripted import ScriptedLocator, make_locator
@@ -26,29 +25,7 @@ from .config import Sb3Config
 from .network import GlimpseLstmPolicy, GlimpsePolicy, label_logits
 
 
-class EveryAnswerVecEnv(GlimpseVecEnv):
-    """Reward shaping "every-answer": adds `weight` to the reward of each step before the last with the right label.
-
-    `episode` in infos is still that of the environment's own reward.
-    """
-
-    def __init__(self, envs: VectorEnv[Any, Any, Any], weight: float) -> None:
-        super().__init__(envs, add_progress=True)
-        self.weight = weight
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """Stores the actions for `step_wait`."""
-        guesses = actions[:, 2:].argmax(1) if actions.dtype.kind == "f" else actions[:, 2]
-        self.is_right = guesses == self.envs.unwrapped.labels.cpu().numpy()  # type: ignore[attr-defined]
-        super().step_async(actions)
-
-    def step_wait(self) -> Any:
-        """As in the parent class, with the shaped reward."""
-        observation, reward, done, infos = super().step_wait()
-        return observation, reward + np.float32(self.weight) * (self.is_right & ~done), done, infos
-
-
-def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscreteAction | VectorBoxAction:
+def wrap_actions(envs: VectorEnv[Any, Any, Any], config: Sb3Config) -> VectorMultiDiscreteAction | VectorBoxAction:
     """The environment with the run's action form."""
     if config.action == "box":
         return VectorBoxAction(envs)
@@ -58,10 +35,10 @@ def wrap_actions(envs: GlimpseVectorEnv, config: Sb3Config) -> VectorMultiDiscre
 def make_env(config: Sb3Config, env_config: GlimpseConfig, num_envs: int, *, shaped: bool = False) -> GlimpseVecEnv:
     """The environment of a run in the form that Stable-Baselines3 takes."""
     check_device(config.device)
-    envs = wrap_actions(GlimpseVectorEnv(num_envs, env_config, device=config.device, autoreset_mode="SameStep"), config)
+    envs: Any = GlimpseVectorEnv(num_envs, env_config, device=config.device, autoreset_mode="SameStep")
     if shaped and config.shaping == "every-answer":
-        return EveryAnswerVecEnv(envs, config.shaping_weight)
-    return GlimpseVecEnv(envs, add_progress=True)
+        envs = VectorEveryAnswerReward(envs, config.shaping_weight)
+    return GlimpseVecEnv(wrap_actions(envs, config), add_progress=True)
 
 
 def make_model(config: Sb3Config, env: GlimpseVecEnv) -> LabelledPPO | LabelledRecurrentPPO:

@@ -27,7 +27,7 @@ from ..terminal import say
 from ..training.files import require_regular
 from ..training.fingerprint import describe_data, fingerprint, is_other_data
 from ..training.interrupts import noted_interrupts
-from ..training.loop import OnProgress, Progress, TrainResult
+from ..training.learner import OnProgress, Progress, TrainResult
 from ..training.ranks import ALONE, Ranks
 from ..training.run_folder import RunError, RunFolder
 from .checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -33,7 +34,7 @@ class _Sizes(TypedDict):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ABC):
     """Training config of any agent: all fields that every agent shares, the environment config among them.
 
     All fields are checked against their annotations, see `agents.training.schema`.
@@ -73,21 +74,21 @@ class TrainConfig:
             raise ValueError(f"env_config.split must be 'train', got {self.env_config.split!r}")
 
     @property
+    @abstractmethod
     def agent(self) -> str:
         """Name of the agent, as `python -m agents train` takes it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def epochs(self) -> int:
         """Number of epochs of the whole run."""
-        raise NotImplementedError
 
     shares_batches: ClassVar[bool] = False
     """Whether several processes can train one run together."""
 
+    @abstractmethod
     def planned_fields(self) -> list[str]:
         """Names of the fields that make what an epoch does depend on the total number of epochs."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dict for `json.dumps`; `from_dict` reverses it."""

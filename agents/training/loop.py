@@ -1,25 +1,24 @@
 """The training loop of the native agents: data order, schedules, optimizer step, validation, checkpoint.
 
-Read `Trainer.train`, then `update` and `end_epoch`. An agent contributes a `Learner`: a network, the loss of a batch,
-and a policy.
+Read `run_training`, then `Trainer.train`, `update` and `end_epoch`. An agent contributes a `Learner`, see learner.py.
+Longer than other files here: the loop is in one place.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ram_gym import GlimpseVectorEnv, Policy, evaluate, load_dataset
+from ram_gym import evaluate, load_dataset
 
 from .allocator import keep_freed_memory
 from .checkpoint import init_model, load_checkpoint, save_checkpoint
@@ -29,6 +28,7 @@ from .environment import check_device, make_env
 from .fingerprint import Data, describe_data, fingerprint, is_other_data
 from .graph import GraphedStep
 from .interrupts import noted_interrupts
+from .learner import MakeLearner, OnProgress, Progress, TrainResult
 from .machine import chosen_threads
 from .ranks import ALONE, Ranks
 from .run_folder import RunError, RunFolder
@@ -38,78 +38,6 @@ SECONDS_BETWEEN_REPORTS = 0.25
 """Seconds between two calls of `on_progress`."""
 UPDATES_BETWEEN_AGREEMENTS = 8
 """With several ranks: they agree on whether to stop or to save once in so many updates."""
-
-
-class Progress(NamedTuple):
-    """How far a training run has come; passed to `on_progress` a few times a second."""
-
-    epoch: int
-    epochs: int
-    done: float
-    """Share of all updates that is done, in [0, 1]."""
-    speed: str
-    """Images or environment steps per second of training, such as "1,200 images/s"; validation is not counted."""
-    seconds_left: float
-    last_metrics: dict[str, Any] | None
-    """The last row of metrics.jsonl."""
-
-
-OnProgress = Callable[[Progress], None]
-
-
-class TrainResult(NamedTuple):
-    """The result of a training run."""
-
-    is_complete: bool
-    """False if the run was interrupted; it resumes from its last checkpoint."""
-    best_epoch: int
-    validation_error_percent: float
-    """Validation error of the best epoch, one rollout per scene."""
-
-
-class Learner(nn.Module, ABC):
-    """What an agent contributes to training: a network, the loss of a batch, and a policy.
-
-    `forward` computes all of an update's loss. With several ranks, DistributedDataParallel wraps the learner and
-    averages the gradients.
-    """
-
-    losses: ClassVar[tuple[str, ...]]
-    """Names in metrics.jsonl of what `forward` measures. The first is the share of right answers, written in %."""
-    model: nn.Module
-    """The network that learns. Validation evaluates it, or the average of its weights."""
-    weight_average: float = 0.0
-    """Decay per update of the exponential moving average of the weights, which validation evaluates; 0: no average."""
-    cuda_graph: bool = False
-    """Whether an update is recorded as one CUDA graph."""
-
-    @abstractmethod
-    def forward(self, index: Tensor, scene_seed: Tensor, *schedules: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch. Does not synchronise with the device.
-
-        Args:
-            index: int64 (num_scenes,), the images to learn from.
-            scene_seed: int64 (), seed of the scenes.
-            schedules: the current values of `schedules`, float32 () each.
-
-        Returns:
-            The loss, a scalar; and the values that `losses` names, (len(losses),), batch means without gradient.
-        """
-
-    @abstractmethod
-    def policy(self, model: nn.Module, env: GlimpseVectorEnv) -> Policy:
-        """The policy that validation evaluates: it plays `env` with `model`, a network of the form of `self.model`."""
-
-    def schedules(self, done: float) -> dict[str, float]:
-        """Quantities besides the learning rate that change during training, by name: their values after a share `done`
-        of all updates.
-        """
-        del done
-        return {}
-
-
-MakeLearner = Callable[[Any, GlimpseVectorEnv, torch.Generator, Ranks], Learner]
-"""(configuration, environment with this rank's lanes, generator in the same state on all ranks, ranks) -> learner."""
 
 
 class Trainer:

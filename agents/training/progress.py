@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from ..terminal import make_console, say
 
 if TYPE_CHECKING:
-    from .loop import Progress
+    from .learner import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 
