@@ -1,4 +1,4 @@
-"""RAM on scikit-learn's digits in a minute or two: train it and two controls, measure, compare, and watch.
+"""RAM on scikit-learn's digits in about two minutes: train it and two controls, measure, compare, and watch.
 
 The controls are trained just like RAM, but look at random places or always at the centre.
 
