@@ -58,8 +58,8 @@ def _read_npz(path: Path, state: tuple[int, int]) -> dict[str, Dataset]:
             except DatasetError as error:
                 raise DatasetError(f"{path}, {images}: {error}") from error
     if arrays:
-        known = [name for names in _KEYS.values() for name in names]
-        raise DatasetError(f"{path} may hold {', '.join(known)} and class_names, and holds {', '.join(arrays)} too")
+        allowed = [name for names in _KEYS.values() for name in names]
+        raise DatasetError(f"{path} may hold {', '.join(allowed)} and class_names, and holds {', '.join(arrays)} too")
     names = _check_names(path, class_names, splits)
     if lacking := [split for split in SPLITS if split not in splits]:
         train = splits["train"]

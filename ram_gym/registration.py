@@ -88,10 +88,11 @@ def register_task(
     overrides = {key: getattr(config, key) for key in fields}
     if config.data_path is not None:
         overrides["dataset"] = str(config.data_path)  # other processes may have another current folder
-    task = _register(name, overrides, [_wrapper(given) for given in wrappers])
-    known = json.loads(os.environ.get(TASKS_VARIABLE) or "{}")
-    known[name] = [overrides, [_wrapper(given) for given in wrappers]]
-    os.environ[TASKS_VARIABLE] = json.dumps(known)
+    pairs = [_wrapper(given) for given in wrappers]
+    task = _register(name, overrides, pairs)
+    registered = json.loads(os.environ.get(TASKS_VARIABLE) or "{}")
+    registered[name] = [overrides, pairs]
+    os.environ[TASKS_VARIABLE] = json.dumps(registered)
     return task
 
 
@@ -124,8 +125,8 @@ def _register(name: str, overrides: dict[str, Any], wrappers: list[list[Any]]) -
     kwargs: dict[str, Any] = {**overrides, "wrapped_in": wrappers} if wrappers else dict(overrides)
     entry_point = "ram_gym.registration:make_env" if wrappers else ENTRY_POINT
     vector_entry_point = "ram_gym.registration:make_vector_env" if wrappers else VECTOR_ENTRY_POINT
-    known = gym.registry.get(env_id)
-    if known is None or known.kwargs != kwargs:
+    spec = gym.registry.get(env_id)
+    if spec is None or spec.kwargs != kwargs:
         gym.register(env_id, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
     TASKS[name] = task
     return task

@@ -7,7 +7,9 @@ import runpy
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
@@ -101,6 +103,7 @@ def test_draw_tasks(tmp_path: Path) -> None:
 def test_python_snippets_run(page: Path, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snippet = blocks(page, "python")[number]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAM_GYM_TASKS", "")
     # Shown for MNIST, run on the digits, which need no download.
     if "pretrained:mnist-28" in snippet:
         main(["train", "ram", "--task", "digits", "--epochs", "1", "--hidden-size", "8", "--out", "run"])
@@ -108,7 +111,8 @@ def test_python_snippets_run(page: Path, number: int, tmp_path: Path, monkeypatc
     for words, instead in shown.items():
         snippet = snippet.replace(words, instead)
     (tmp_path / "snippet.py").write_text(snippet)
-    runpy.run_path(str(tmp_path / "snippet.py"))
+    with patch.dict(TASKS), patch.dict(gym.registry):  # a snippet may register tasks
+        runpy.run_path(str(tmp_path / "snippet.py"))
 
 
 def commands(page: Path) -> list[list[str]]:
